@@ -59,8 +59,14 @@ pub enum Outcome {
 }
 
 /// An error of any part of the cloud. It crosses process borders as a value.
+///
+/// One pointer wide, so that a `Result` stays small.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Error {
+#[serde(transparent)]
+pub struct Error(Box<Body>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Body {
     kind: ErrorKind,
     #[serde(default)]
     outcome: Outcome,
@@ -86,7 +92,7 @@ impl Error {
             }
             _ => Outcome::NotDone,
         };
-        Self {
+        Self(Box::new(Body {
             kind,
             outcome,
             public: public.into(),
@@ -94,34 +100,34 @@ impl Error {
             about: None,
             retry_after: None,
             operator: Vec::new(),
-        }
+        }))
     }
 
     /// Says what the reader can do about it.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into());
+        self.0.remedy = Some(remedy.into());
         self
     }
 
     /// Names the object that it is about.
     #[must_use]
     pub fn about(mut self, object: ObjectRef) -> Self {
-        self.about = Some(object);
+        self.0.about = Some(object);
         self
     }
 
     /// Sets whether the effect may have happened.
     #[must_use]
     pub fn outcome_is(mut self, outcome: Outcome) -> Self {
-        self.outcome = outcome;
+        self.0.outcome = outcome;
         self
     }
 
     /// Says when to try again.
     #[must_use]
     pub fn retry_in(mut self, after: Duration) -> Self {
-        self.retry_after = Some(after);
+        self.0.retry_after = Some(after);
         self
     }
 
@@ -130,7 +136,7 @@ impl Error {
     pub fn because(mut self, source: &dyn StdError) -> Self {
         let mut next = Some(source);
         while let Some(error) = next {
-            self.operator.push(error.to_string());
+            self.0.operator.push(error.to_string());
             next = error.source();
         }
         self
@@ -139,43 +145,43 @@ impl Error {
     /// Adds a line for the operator, which a tenant never sees.
     #[must_use]
     pub fn detail(mut self, line: impl Into<String>) -> Self {
-        self.operator.push(line.into());
+        self.0.operator.push(line.into());
         self
     }
 
     /// What went wrong, by what to do about it.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// Did the effect certainly not happen?
     pub fn outcome(&self) -> Outcome {
-        self.outcome
+        self.0.outcome
     }
 
     /// The text that a tenant may read.
     pub fn public(&self) -> &str {
-        &self.public
+        &self.0.public
     }
 
     /// What to do about it.
     pub fn what_to_do(&self) -> Option<&str> {
-        self.remedy.as_deref()
+        self.0.remedy.as_deref()
     }
 
     /// The object that it is about.
     pub fn object(&self) -> Option<&ObjectRef> {
-        self.about.as_ref()
+        self.0.about.as_ref()
     }
 
     /// When to try again.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+        self.0.retry_after
     }
 
     /// The lines for the operator: the chain of sources.
     pub fn operator(&self) -> &[String] {
-        &self.operator
+        &self.0.operator
     }
 }
 
@@ -215,15 +221,15 @@ shorthand! {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.public)?;
-        if let Some(about) = &self.about {
+        f.write_str(&self.0.public)?;
+        if let Some(about) = &self.0.about {
             write!(f, " ({about})")?;
         }
-        if let Some(remedy) = &self.remedy {
+        if let Some(remedy) = &self.0.remedy {
             write!(f, "; {remedy}")?;
         }
         if f.alternate() {
-            for line in &self.operator {
+            for line in &self.0.operator {
                 write!(f, "\n  because: {line}")?;
             }
         }

@@ -117,8 +117,8 @@ impl ByteSize {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            n if n != 0 && n % (1 << 30) == 0 => write!(f, "{} GiB", n >> 30),
-            n if n != 0 && n % (1 << 20) == 0 => write!(f, "{} MiB", n >> 20),
+            n if n != 0 && n.is_multiple_of(1 << 30) => write!(f, "{} GiB", n >> 30),
+            n if n != 0 && n.is_multiple_of(1 << 20) => write!(f, "{} MiB", n >> 20),
             n => write!(f, "{n} B"),
         }
     }

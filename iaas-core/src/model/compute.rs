@@ -60,7 +60,7 @@ impl InstanceTypeSpec {
     /// # Errors
     /// `Invalid` if a number is out of range.
     pub fn new(vcpus: u32, memory: ByteSize) -> Result<Self> {
-        let whole = memory.0 % (1 << 20) == 0 && (1..=1 << 24).contains(&(memory.0 >> 20));
+        let whole = memory.0.is_multiple_of(1 << 20) && (1..=1 << 24).contains(&(memory.0 >> 20));
         if !(1..=256).contains(&vcpus) || !whole {
             return Err(Error::invalid(format!("{vcpus} vCPUs with {memory} is not an instance type"))
                 .remedy("use 1 to 256 vCPUs and whole MiB of memory, at most 16 TiB"));

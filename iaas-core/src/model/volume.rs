@@ -39,7 +39,7 @@ impl VolumeSpec {
     /// # Errors
     /// `Invalid` if it is out of range.
     pub fn new(size: ByteSize) -> Result<Self> {
-        if size.0 % (1 << 20) != 0 || !(1..=64 << 20).contains(&(size.0 >> 20)) {
+        if !size.0.is_multiple_of(1 << 20) || !(1..=64 << 20).contains(&(size.0 >> 20)) {
             return Err(Error::invalid(format!("{size} is not the size of a volume"))
                 .remedy("use whole MiB, 1 MiB to 64 TiB"));
         }
