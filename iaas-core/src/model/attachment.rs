@@ -46,6 +46,9 @@ pub enum Attached {
 pub struct AttachmentBind {
     /// The writer's number for a volume, the placement's for a port.
     pub term: Term,
+    /// Whether what is attached was made for this instance and goes with it.
+    #[serde(default)]
+    pub cascade: bool,
 }
 
 /// An attachment as it was seen.

@@ -1,6 +1,7 @@
 //! Instances, and what they are made from.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -144,6 +145,9 @@ pub struct InstanceBind {
     pub term: Term,
     /// The start that is wanted.
     pub boot: Boot,
+    /// How long the guest may take to power off.
+    #[serde(default)]
+    pub grace: Duration,
     /// Earlier placements that have not been seen gone.
     #[serde(default)]
     pub leaving: Vec<(Id<Host>, Term)>,

@@ -146,6 +146,9 @@ pub enum Device {
 pub struct VmObserved {
     /// Whether it runs.
     pub life: Life,
+    /// When `life` became what it is, by the host's clock at the effect: what running time is billed by.
+    #[serde(default)]
+    pub changed: Option<Stamp>,
     /// Whether it may run.
     pub right: Right,
     /// Its devices by attachment.
