@@ -4,6 +4,7 @@
 //! * [`model`]: what exists. A [`Record`](model::Record) has the user's wish (`spec`), our decisions (`bind`) and what was
 //!   observed (`status`).
 //! * [`spi`]: what you may replace. Small object-safe traits with numbered contracts.
+//! * [`store`]: where state is kept: in memory, or in one file.
 //! * [`testing`]: an in-memory fake for each trait, and the conformance suites (feature `conformance`).
 //!
 //! # Features
@@ -17,6 +18,7 @@ pub mod error;
 pub mod id;
 pub mod model;
 pub mod spi;
+pub mod store;
 pub mod unit;
 
 pub use clock::Clock;
