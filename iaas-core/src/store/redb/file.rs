@@ -26,7 +26,6 @@ use bytes::Bytes;
 use redb::Database;
 use redb::ReadTransaction;
 use redb::ReadableDatabase;
-use redb::ReadableTable;
 use redb::StorageBackend;
 use redb::TableDefinition;
 use sha2::Digest as _;
@@ -94,7 +93,13 @@ impl Disk {
             Err(TryLockError::Error(e)) => return Err(trouble(path, &e)),
         }
         let id = read_header(&file, path)?;
-        Ok(Self::over(file, path, id))
+        let disk = Self::over(file, path, id);
+        // The database would take an empty rest for a new one.
+        match disk.len() {
+            Ok(0) => Err(damaged(path)),
+            Ok(_) => Ok(disk),
+            Err(e) => Err(trouble(path, &e)),
+        }
     }
 
     fn over(file: File, path: &Path, id: Uuid) -> Self {
@@ -145,7 +150,7 @@ impl Disk {
     }
 
     #[cfg(test)]
-    pub(super) fn fail_next_sync(&self) {
+    pub(super) fn break_sync(&self) {
         self.counts.sync_failed.store(true, Relaxed);
     }
 
@@ -417,6 +422,7 @@ fn trouble(path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::ReadOnlyFilesystem => {
             Error::unavailable(format!("{name} is on a read-only disk")).remedy("mount the disk writable")
         }
+        io::ErrorKind::UnexpectedEof => return damaged(path).because(error),
         _ if is_full(error) => {
             Error::unavailable(format!("the disk of {name} is full")).remedy("free space on it")
         }

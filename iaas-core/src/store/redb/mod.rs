@@ -13,8 +13,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redb::ReadableDatabase;
-use redb::ReadableTable;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use uuid::Uuid;
