@@ -1,0 +1,2 @@
+# Off as soon as it is up.
+/etc/guest/off

@@ -1,0 +1,1 @@
+# Nothing by itself; send `sh COMMAND` lines to the console.

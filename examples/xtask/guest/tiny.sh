@@ -1,0 +1,1 @@
+# Nothing: alive, and that is all.
