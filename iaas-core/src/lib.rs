@@ -19,6 +19,7 @@ pub mod id;
 pub mod model;
 pub mod spi;
 pub mod store;
+pub mod testing;
 pub mod unit;
 
 pub use clock::Clock;
