@@ -3,6 +3,8 @@
 //! [`fake`] is always compiled. It is one shared [`World`](fake::World) of hosts, pools and networks that outlives the
 //! providers which act on it, so a test can drop them at any point and open them again, as after a crash.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod fake;
 
 /// Leaves a note that a test could not run here, and returns from it.
