@@ -19,7 +19,6 @@ pub mod id;
 pub mod model;
 pub mod spi;
 pub mod store;
-pub mod testing;
 pub mod unit;
 
 pub use clock::Clock;
