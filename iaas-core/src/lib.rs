@@ -5,6 +5,7 @@
 //!   observed (`status`).
 //! * [`spi`]: what you may replace. Small object-safe traits with numbered contracts.
 //! * [`store`]: where state is kept: in memory, or in one file.
+//! * [`process`]: how the processes of a host start, outlive the control plane and are found again.
 //! * [`testing`]: an in-memory fake for each trait, and the conformance suites (feature `conformance`).
 //!
 //! # Features
@@ -17,6 +18,7 @@ pub mod clock;
 pub mod error;
 pub mod id;
 pub mod model;
+pub mod process;
 pub mod spi;
 pub mod store;
 pub mod unit;
