@@ -21,6 +21,7 @@ pub mod model;
 pub mod process;
 pub mod spi;
 pub mod store;
+pub mod testing;
 pub mod unit;
 
 pub use clock::Clock;
