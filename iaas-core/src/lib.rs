@@ -19,6 +19,7 @@ pub mod error;
 pub mod id;
 pub mod model;
 pub mod process;
+pub mod security;
 pub mod spi;
 pub mod store;
 pub mod testing;
