@@ -15,6 +15,8 @@
 //! | `conformance` | the public conformance suites and their saboteurs | nothing | no |
 
 pub mod clock;
+pub mod cloud;
+pub mod engine;
 pub mod error;
 pub mod id;
 pub mod model;
@@ -28,6 +30,7 @@ pub mod unit;
 pub use clock::Clock;
 pub use clock::ManualClock;
 pub use clock::SystemClock;
+pub use cloud::Cloud;
 pub use error::Error;
 pub use error::ErrorKind;
 pub use error::Outcome;

@@ -160,6 +160,9 @@ pub struct InstanceBind {
 pub struct InstanceStatus {
     /// What each placement's hypervisor says.
     pub vms: BTreeMap<u64, VmStatus>,
+    /// No placement has anything left: seen after the record was wished absent.
+    #[serde(default)]
+    pub gone: bool,
 }
 
 /// A VM as it was seen.

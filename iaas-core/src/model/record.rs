@@ -87,6 +87,18 @@ pub enum Owner {
     Project(Id<Project>),
 }
 
+impl From<Id<Project>> for Owner {
+    fn from(id: Id<Project>) -> Self {
+        Self::Project(id)
+    }
+}
+
+impl From<Id<Organization>> for Owner {
+    fn from(id: Id<Organization>) -> Self {
+        Self::Organization(id)
+    }
+}
+
 impl Owner {
     /// The project, if it is one's.
     pub fn project(self) -> Option<Id<Project>> {

@@ -1,0 +1,244 @@
+//! The one writer: draws a change up over the state, commits it, and takes it into memory.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+
+use super::codec;
+use super::draft::Basis;
+use super::draft::Draft;
+use super::draft::Plan;
+use super::draft::SiteFacts;
+use super::state::State;
+use super::state::attached_object;
+use crate::Clock;
+use crate::Entity;
+use crate::Error;
+use crate::ErrorKind;
+use crate::ObjectRef;
+use crate::Outcome;
+use crate::Result;
+use crate::Rev;
+use crate::id::Fabric;
+use crate::model::*;
+use crate::spi::placement::Placement;
+use crate::spi::state_store::Lead;
+use crate::spi::state_store::StateStore;
+use crate::spi::state_store::Write;
+
+/// Commits changes one after another and keeps the state in memory.
+///
+/// Cheap to share. Readers never wait for a commit; a commit waits for the one before it.
+#[derive(Debug)]
+pub struct Committer {
+    store: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    placement: Arc<dyn Placement>,
+    sites: SiteFacts,
+    state: Arc<RwLock<State>>,
+    lead: Lead,
+    one_at_a_time: Mutex<()>,
+    changed: watch::Sender<Rev>,
+    halted: watch::Sender<Option<Error>>,
+    wake: mpsc::UnboundedSender<ObjectRef>,
+    fabrics: Vec<crate::Id<Fabric>>,
+}
+
+/// What a committer is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) store: Arc<dyn StateStore>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) placement: Arc<dyn Placement>,
+    pub(super) sites: SiteFacts,
+    pub(super) state: Arc<RwLock<State>>,
+    pub(super) lead: Lead,
+    pub(super) wake: mpsc::UnboundedSender<ObjectRef>,
+    pub(super) fabrics: Vec<crate::Id<Fabric>>,
+}
+
+/// A change that is durable.
+#[derive(Clone, Debug)]
+pub struct Committed<T> {
+    /// What the drawing returned.
+    pub out: T,
+    /// What it did.
+    pub plan: Plan,
+    /// Its revision.
+    pub rev: Rev,
+}
+
+impl Committer {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { store, clock, placement, sites, state, lead, wake, fabrics } = parts;
+        let rev = state.read().unwrap_or_else(PoisonError::into_inner).rev;
+        Self {
+            store,
+            clock,
+            placement,
+            sites,
+            state,
+            lead,
+            one_at_a_time: Mutex::new(()),
+            changed: watch::Sender::new(rev),
+            halted: watch::Sender::new(None),
+            wake,
+            fabrics,
+        }
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn StateStore> {
+        &self.store
+    }
+
+    /// The right by which it commits.
+    pub fn lead(&self) -> &Lead {
+        &self.lead
+    }
+
+    /// Says each new revision.
+    pub fn changes(&self) -> watch::Receiver<Rev> {
+        self.changed.subscribe()
+    }
+
+    /// Says when nothing can be committed any more, and why.
+    pub fn halts(&self) -> watch::Receiver<Option<Error>> {
+        self.halted.subscribe()
+    }
+
+    /// Stops committing: another leader exists, or what is in memory may not be what is stored.
+    pub fn halt(&self, why: Error) {
+        self.halted.send_if_modified(|halted| {
+            let first = halted.is_none();
+            if first {
+                tracing::error!(error = %why, "the control plane stops");
+                *halted = Some(why);
+            }
+            first
+        });
+    }
+
+    /// Asks for a look at `object`.
+    pub fn wake(&self, object: ObjectRef) {
+        // The receiver is gone only while the cloud is being dropped.
+        let _ = self.wake.send(object);
+    }
+
+    /// Reads the state. Keep it short: commits wait.
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Draws a change up without committing it.
+    ///
+    /// # Errors
+    /// Those of `draw`.
+    pub fn plan<T>(&self, by: &str, draw: impl FnOnce(&mut Draft<'_>) -> Result<T>) -> Result<(T, Plan)> {
+        self.read(|state| {
+            let mut draft = Draft::new(self.basis(state), by);
+            let out = draw(&mut draft)?;
+            Ok((out, draft.finish().2))
+        })
+    }
+
+    /// Draws a change up and commits it. Without any write nothing is committed.
+    ///
+    /// # Errors
+    /// Those of `draw`, and of [`StateStore::commit`].
+    pub async fn commit<T>(&self, by: &str, draw: impl FnOnce(&mut Draft<'_>) -> Result<T>) -> Result<Committed<T>> {
+        let _turn = self.one_at_a_time.lock().await;
+        if let Some(why) = self.halted.borrow().clone() {
+            return Err(why.outcome_is(Outcome::NotDone));
+        }
+        let (out, checks, writes, plan, before) = self.read(|state| {
+            let mut draft = Draft::new(self.basis(state), by);
+            let out = draw(&mut draft)?;
+            let (checks, writes, plan) = draft.finish();
+            let before = self.concerned(state, &writes);
+            Ok::<_, Error>((out, checks, writes, plan, before))
+        })?;
+        if writes.is_empty() {
+            return Ok(Committed { out, plan, rev: self.read(|s| s.rev) });
+        }
+        let rev = match self.store.commit(&self.lead, checks, writes.clone()).await {
+            Ok(rev) => rev,
+            Err(error) => {
+                if error.kind() == ErrorKind::Fenced || error.outcome() == Outcome::Unknown {
+                    self.halt(error.clone());
+                }
+                return Err(error);
+            }
+        };
+        let after = self.apply(&writes, rev)?;
+        self.changed.send_replace(rev);
+        for object in before.union(&after) {
+            self.wake(object.clone());
+        }
+        Ok(Committed { out, plan, rev })
+    }
+
+    fn basis<'s>(&'s self, state: &'s State) -> Basis<'s> {
+        Basis { state, clock: &*self.clock, placement: &*self.placement, sites: &self.sites }
+    }
+
+    fn apply(&self, writes: &[Write], rev: Rev) -> Result<BTreeSet<ObjectRef>> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        for write in writes {
+            let Some((noun, id)) = codec::parse_record_key(write.key()) else { continue };
+            match write {
+                Write::Put(_, value) => state.load(noun, id, value, rev)?,
+                Write::Delete(_) => state.forget(noun, id, rev),
+            }
+        }
+        state.rev = state.rev.max(rev);
+        Ok(self.concerned(&state, writes))
+    }
+
+    /// The objects whose reconciliation a commit may change.
+    fn concerned(&self, state: &State, writes: &[Write]) -> BTreeSet<ObjectRef> {
+        let mut all = BTreeSet::new();
+        for write in writes {
+            match codec::parse_record_key(write.key()) {
+                Some((noun, id)) => self.concern(state, &ObjectRef { kind: noun.to_owned(), id }, &mut all),
+                None => all.extend(errand(write.key())),
+            }
+        }
+        all
+    }
+
+    fn concern(&self, state: &State, object: &ObjectRef, all: &mut BTreeSet<ObjectRef>) {
+        if let Some(id) = object.typed::<Instance>() {
+            all.extend(state.attachments_of(id).iter().map(|a| a.meta.id.object()));
+        }
+        if let Some(attachment) = object.typed::<Attachment>().and_then(|id| state.get(id)) {
+            all.insert(attachment.spec.instance.object());
+            all.insert(attached_object(&attachment.spec.what));
+        }
+        all.extend(state.attachment_to(object).map(|a| a.meta.id.object()));
+        if [Network::NAME, Subnet::NAME, Port::NAME, SecurityGroup::NAME].contains(&object.kind.as_str()) {
+            all.extend(self.fabrics.iter().map(|f| f.object()));
+        }
+        all.insert(object.clone());
+    }
+}
+
+/// The errand that a write which is no record makes.
+fn errand(key: &Bytes) -> Option<ObjectRef> {
+    if key.starts_with(codec::OUTBOX.as_bytes()) {
+        return Some(super::queue::errand("outbox"));
+    }
+    key.starts_with(codec::LEAVES.as_bytes()).then(|| super::queue::errand("audit"))
+}

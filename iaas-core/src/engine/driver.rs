@@ -1,0 +1,244 @@
+//! The loop that drives the queue: wakes, timers and looks, in tasks of the caller's runtime.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::audit;
+use super::codec;
+use super::commit::Committer;
+use super::outbox;
+use super::queue::Next;
+use super::queue::Queue;
+use super::queue::errand;
+use super::reconcile::Work;
+use super::sweep::Sweeper;
+use crate::Entity;
+use crate::Error;
+use crate::ErrorKind;
+use crate::ObjectRef;
+use crate::Result;
+use crate::model::*;
+use crate::spi::audit::AuditSink;
+use crate::spi::block::Access;
+use crate::spi::block::PoolVolume;
+use crate::spi::hypervisor::Vm;
+use crate::spi::meter::MeterSink;
+use crate::spi::network::Plug;
+
+/// Everything that a look may need.
+#[derive(Debug)]
+pub struct Driver {
+    /// What reconcilers work with.
+    pub work: Work,
+    /// Where usage goes.
+    pub meter: Arc<dyn MeterSink>,
+    /// Where the audit log is copied to.
+    pub audit: Option<Arc<dyn AuditSink>>,
+    /// The sequenced audit log.
+    pub log: Arc<tokio::sync::Mutex<AuditTree>>,
+    /// Looks for what nobody wants.
+    pub sweeper: Sweeper,
+    /// How often and why looks at an object failed.
+    pub failures: Mutex<BTreeMap<ObjectRef, (u32, jiff::Timestamp)>>,
+    /// Whether everything rests: for tests and for shutting down.
+    pub idle: watch::Sender<bool>,
+}
+
+/// The leaves of the audit log, in order.
+#[derive(Debug, Default)]
+pub struct AuditTree {
+    /// The leaves.
+    pub leaves: Vec<bytes::Bytes>,
+}
+
+impl Driver {
+    /// Runs until the committer halts. Dropping the future aborts looks that are under way, as a crash would.
+    pub async fn run(self: Arc<Self>, mut wakes: mpsc::UnboundedReceiver<ObjectRef>) {
+        let clock = Arc::clone(self.work.committer.clock());
+        let mut halts = self.work.committer.halts();
+        let mut queue = Queue::default();
+        let mut looks: JoinSet<(ObjectRef, Next)> = JoinSet::new();
+        self.want_all(&mut queue);
+        loop {
+            let now = clock.monotonic();
+            while queue.running() < MOST_LOOKS
+                && let Some(object) = queue.take(now)
+            {
+                let driver = Arc::clone(&self);
+                looks.spawn(async move {
+                    let next = driver.look(&object).await;
+                    (object, next)
+                });
+            }
+            self.idle.send_if_modified(|idle| std::mem::replace(idle, queue.is_idle(now)) != queue.is_idle(now));
+            let due = queue.next_due().filter(|_| queue.running() < MOST_LOOKS);
+            let timer = async {
+                match due {
+                    Some(due) => clock.sleep(due.saturating_sub(clock.monotonic())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                wake = wakes.recv() => match wake {
+                    Some(object) => {
+                        queue.want(object, clock.monotonic());
+                        while let Ok(object) = wakes.try_recv() {
+                            queue.want(object, clock.monotonic());
+                        }
+                    }
+                    None => return,
+                },
+                Some(done) = looks.join_next(), if !looks.is_empty() => match done {
+                    Ok((object, next)) => queue.done(&object, next, clock.monotonic()),
+                    Err(error) => {
+                        // A panic in a look is a defect of ours; what is in memory cannot be trusted any more.
+                        self.work.committer.halt(Error::internal("a look at an object panicked").because(&error));
+                    }
+                },
+                () = timer => {}
+                _ = halts.wait_for(Option::is_some) => return,
+            }
+        }
+    }
+
+    fn want_all(&self, queue: &mut Queue) {
+        let now = self.work.committer.clock().monotonic();
+        self.work.committer.read(|s| {
+            s.volumes.keys().for_each(|id| queue.want(id.object(), now));
+            s.attachments.keys().for_each(|id| queue.want(id.object(), now));
+            s.instances.keys().for_each(|id| queue.want(id.object(), now));
+        });
+        self.work.sites.fabrics.keys().for_each(|id| queue.want(id.object(), now));
+        for name in ["outbox", "audit", "counters", "sweep"] {
+            queue.want(errand(name), now);
+        }
+    }
+
+    async fn look(&self, object: &ObjectRef) -> Next {
+        let result = match object.kind.as_str() {
+            "outbox" => outbox::deliver(&self.work.committer, &self.meter, &self.work.caller).await,
+            "audit" => self.sequence().await,
+            "counters" => self.counters().await,
+            "sweep" => self.sweeper.look(&self.work).await,
+            _ => self.work.look(object).await,
+        };
+        match result {
+            Ok(next) => {
+                let failed = self.failures().remove(object).is_some();
+                if failed {
+                    self.report(object, None).await;
+                }
+                next
+            }
+            // Somebody changed the record meanwhile: look at it as it is now.
+            Err(error) if error.kind() == ErrorKind::Conflict && self.first_conflict(object) => Next::After(Duration::ZERO),
+            Err(error) => self.failed(object, error).await,
+        }
+    }
+
+    fn failures(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectRef, (u32, jiff::Timestamp)>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is the object's first failure in a row; the next one counts as an attempt.
+    fn first_conflict(&self, object: &ObjectRef) -> bool {
+        let now = self.work.committer.clock().now();
+        let mut failures = self.failures();
+        let first = !failures.contains_key(object);
+        if first {
+            failures.insert(object.clone(), (0, now));
+        }
+        first
+    }
+
+    async fn failed(&self, object: &ObjectRef, error: Error) -> Next {
+        let clock = self.work.committer.clock();
+        let now = clock.now();
+        let (attempts, since) = {
+            let mut failures = self.failures();
+            let entry = failures.entry(object.clone()).or_insert((0, now));
+            entry.0 += 1;
+            *entry
+        };
+        let wait = error.retry_after().unwrap_or_else(|| backoff(attempts, clock.uuid().as_u128()));
+        tracing::warn!(%object, attempts, %error, operator = ?error.operator(), "will be retried");
+        if attempts.is_power_of_two() {
+            let next_try = now.checked_add(wait).unwrap_or(now);
+            self.report(object, Some(Trouble { since, attempts, next_try, reason: error })).await;
+        }
+        Next::After(wait)
+    }
+
+    async fn report(&self, object: &ObjectRef, trouble: Option<Trouble>) {
+        if let Err(error) = self.work.note_trouble(object, trouble).await {
+            tracing::debug!(%object, %error, "the trouble could not be noted");
+        }
+    }
+
+    async fn counters(&self) -> Result<Next> {
+        outbox::read_counters(&self.work.committer, &self.work.sites, &self.meter, &self.work.caller).await?;
+        Ok(Next::After(COUNTERS_EVERY))
+    }
+
+    /// Gives audit leaves their places, and copies them to the sink.
+    ///
+    /// # Errors
+    /// Those of the store and of the sink.
+    pub async fn sequence(&self) -> Result<Next> {
+        let committer: &Arc<Committer> = &self.work.committer;
+        let mut log = self.log.lock().await;
+        loop {
+            let (waiting, _) = committer.store().scan(codec::LEAVES.as_bytes(), None, 1000).await?;
+            if waiting.is_empty() {
+                break;
+            }
+            let next = log.leaves.len() as u64;
+            let (leaves, checks, writes) = audit::sequence(waiting, next);
+            committer.store().commit(committer.lead(), checks, writes).await?;
+            log.leaves.extend(leaves);
+        }
+        if let Some(sink) = &self.audit {
+            let checkpoint = audit::checkpoint(self.work.caller.cloud, &log.leaves);
+            sink.append(0, &log.leaves, &checkpoint).await?;
+        }
+        Ok(Next::Rest)
+    }
+}
+
+/// Wakes the objects of the model that a provider says have changed.
+pub async fn listen(work: Work, mut feed: crate::spi::Feed<ObjectRef>) {
+    while let Some(Ok(object)) = feed.next().await {
+        work.committer.wake(modelled(&object));
+    }
+}
+
+fn modelled(object: &ObjectRef) -> ObjectRef {
+    let kind = match object.kind.as_str() {
+        Vm::NAME => Instance::NAME,
+        PoolVolume::NAME => Volume::NAME,
+        Access::NAME | Plug::NAME => Attachment::NAME,
+        other => other,
+    };
+    ObjectRef { kind: kind.to_owned(), id: object.id }
+}
+
+/// 0.1 s doubled with each attempt up to a minute, and up to a quarter more by chance.
+fn backoff(attempts: u32, chance: u128) -> Duration {
+    let base = Duration::from_millis(100) * (1 << attempts.saturating_sub(1).min(9));
+    let jitter = u32::try_from(chance % 256).unwrap_or(0);
+    base.min(Duration::from_secs(60)) + base / 1024 * jitter
+}
+
+/// Ended operations are kept this long.
+pub const KEEP_OPERATIONS: Duration = Duration::from_secs(24 * 3600);
+/// The most looks at once.
+const MOST_LOOKS: usize = 64;
+/// How often counters are read.
+const COUNTERS_EVERY: Duration = Duration::from_secs(10);

@@ -1,0 +1,361 @@
+//! The engine: takes permits, commits what they mean, and lets the driver do the rest.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::adopt;
+use super::adopt::CloudRecord;
+use super::codec;
+use super::commit::Committer;
+use super::commit::Parts;
+use super::draft::Draft;
+use super::draft::Plan;
+use super::driver::AuditTree;
+use super::driver::Driver;
+use super::driver::listen;
+use super::intent::Intent;
+use super::policy;
+use super::reconcile::Work;
+use super::sites::Blobs;
+use super::sites::Caller;
+use super::sites::Sites;
+use super::state::State;
+use super::sweep::Sweeper;
+use crate::Clock;
+use crate::Digest;
+use crate::Error;
+use crate::Id;
+use crate::ObjectRef;
+use crate::Result;
+use crate::Rev;
+use crate::model::Operation;
+use crate::security::Action;
+use crate::security::Entities;
+use crate::security::Permit;
+use crate::spi::audit::AuditSink;
+use crate::spi::authorizer::Authorizer;
+use crate::spi::meter::MeterSink;
+use crate::spi::placement::Placement;
+use crate::spi::state_store::StateStore;
+
+/// How a change is to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The same token with the same request gives the same answer; with another request it is a conflict.
+    pub token: Option<String>,
+    /// Only if the object is at this version.
+    pub if_version: Option<Rev>,
+}
+
+/// A change that was committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Running<T> {
+    /// The operation that carries it out.
+    pub operation: Id<Operation>,
+    /// What the caller gets at once.
+    pub out: T,
+}
+
+/// What an engine is made of.
+#[derive(Debug)]
+pub struct EngineParts {
+    /// Where state is kept.
+    pub store: Arc<dyn StateStore>,
+    /// Time and ids.
+    pub clock: Arc<dyn Clock>,
+    /// Where instances go.
+    pub placement: Arc<dyn Placement>,
+    /// The providers.
+    pub sites: Sites,
+    /// Who decides.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Where usage goes.
+    pub meter: Arc<dyn MeterSink>,
+    /// Where the audit log is copied to.
+    pub audit: Option<Arc<dyn AuditSink>>,
+    /// Kernels and initrds.
+    pub blobs: Arc<dyn Blobs>,
+    /// The principal that may do everything.
+    pub operator: String,
+    /// How long the lead lasts without renewal.
+    pub lease: Duration,
+}
+
+/// Runs one cloud. Dropping it stops every task, as a crash would; what runs on hosts goes on.
+#[derive(Debug)]
+pub struct Engine {
+    committer: Arc<Committer>,
+    record: CloudRecord,
+    driver: Arc<Driver>,
+    authorizer: Arc<dyn Authorizer>,
+    known: Arc<Known>,
+    meter: Arc<dyn MeterSink>,
+    _tasks: JoinSet<()>,
+}
+
+/// What the gate sees of the state.
+#[derive(Debug)]
+struct Known {
+    state: Arc<RwLock<State>>,
+    policy: AtomicU64,
+}
+
+impl Entities for Known {
+    fn lineage(&self, object: &ObjectRef) -> Option<(Rev, Vec<ObjectRef>)> {
+        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).lineage(object)
+    }
+
+    fn policy(&self) -> Rev {
+        Rev(self.policy.load(Ordering::Acquire))
+    }
+}
+
+/// The answer kept for a token.
+#[derive(Serialize, Deserialize)]
+struct Answered {
+    request: Digest,
+    operation: Id<Operation>,
+    out: bytes::Bytes,
+}
+
+impl Engine {
+    /// Takes the lead, reads the state, claims the sites and starts to converge.
+    ///
+    /// # Errors
+    /// Those of the store and of the providers; nothing was changed on any site before the claim.
+    pub async fn open(parts: EngineParts) -> Result<Self> {
+        let EngineParts { store, clock, placement, sites, authorizer, meter, audit, blobs, operator, lease } = parts;
+        let mut lead = adopt::take_lead(&store, &clock, lease, crate::Epoch(0)).await?;
+        let record = adopt::cloud_record(&store, &clock, &lead).await?;
+        let state = adopt::load(&store).await?;
+        let floor = adopt::check_newest(&sites, &record, &state).await?;
+        if floor >= lead.epoch {
+            store.resign(lead).await?;
+            lead = adopt::take_lead(&store, &clock, lease, floor).await?;
+        }
+        let caller = Caller { cloud: record.id, incarnation: record.incarnation, epoch: lead.epoch };
+        let claimed = adopt::claim(&sites, &caller).await?;
+        let leaves = read_log(&store).await?;
+        let state = Arc::new(RwLock::new(state));
+        let (wake, wakes) = mpsc::unbounded_channel();
+        let committer = Arc::new(Committer::new(Parts {
+            store,
+            clock,
+            placement,
+            sites: sites.facts(claimed.installs.clone()),
+            state: Arc::clone(&state),
+            lead,
+            wake,
+            fabrics: sites.fabrics.keys().copied().collect(),
+        }));
+        committer.commit(&operator, |draft| adopt::seed(draft, &operator, &claimed)).await?;
+        let known = Arc::new(Known { state, policy: AtomicU64::new(0) });
+        let work = Work {
+            committer: Arc::clone(&committer),
+            sites: Arc::new(sites),
+            caller,
+            blobs,
+            targets: Arc::default(),
+        };
+        let driver = Arc::new(Driver {
+            work,
+            meter: Arc::clone(&meter),
+            audit,
+            log: Arc::new(tokio::sync::Mutex::new(AuditTree { leaves })),
+            sweeper: Sweeper::default(),
+            failures: std::sync::Mutex::new(BTreeMap::new()),
+            idle: watch::Sender::new(false),
+        });
+        let mut engine = Self { committer, record, driver, authorizer, known, meter, _tasks: JoinSet::new() };
+        engine.load_policies().await?;
+        engine.start(wakes, lease).await;
+        Ok(engine)
+    }
+
+    async fn start(&mut self, wakes: mpsc::UnboundedReceiver<ObjectRef>, lease: Duration) {
+        let tasks = &mut self._tasks;
+        let cx = self.driver.work.caller.own();
+        for provider in self.driver.work.sites.providers() {
+            // Feeds only wake; without one the driver looks by itself.
+            match provider.changes(&cx).await {
+                Ok(feed) => drop(tasks.spawn(listen(self.driver.work.clone(), feed))),
+                Err(error) => tracing::debug!(%error, "no feed of changes"),
+            }
+        }
+        drop(tasks.spawn(renew(Arc::clone(&self.committer), lease / 3)));
+        drop(tasks.spawn(Arc::clone(&self.driver).run(wakes)));
+    }
+
+    /// Which cloud this is.
+    pub fn cloud(&self) -> &CloudRecord {
+        &self.record
+    }
+
+    /// What the gate needs to know.
+    pub fn entities(&self) -> Arc<dyn Entities> {
+        Arc::clone(&self.known) as Arc<dyn Entities>
+    }
+
+    /// Reads and commits.
+    pub fn committer(&self) -> &Arc<Committer> {
+        &self.committer
+    }
+
+    /// The parts of the loop.
+    pub fn driver(&self) -> &Arc<Driver> {
+        &self.driver
+    }
+
+    /// Where usage goes.
+    pub fn meter(&self) -> &Arc<dyn MeterSink> {
+        &self.meter
+    }
+
+    /// What `permit` would do. Nothing is committed.
+    ///
+    /// # Errors
+    /// Those of the action.
+    pub fn plan<A: Intent>(&self, permit: &Permit<A>) -> Result<Plan> {
+        let request = codec::encode(permit.request())?;
+        let (_, mut plan) = self.committer.plan(&permit.who().name, |draft| self.draw(draft, permit, &request, None))?;
+        plan.policy = permit.policy();
+        Ok(plan)
+    }
+
+    /// Does what `permit` allows: one commit, then the driver.
+    ///
+    /// # Errors
+    /// Those of the action; `Conflict` if the token was used for another request, if the version is another, or if an
+    /// object of the decision changed since; `Fenced` if another leader exists.
+    pub async fn run<A: Intent>(&self, permit: Permit<A>, options: Options) -> Result<Running<A::Out>> {
+        let request = codec::encode(permit.request())?;
+        let token = options.token.as_deref().map(|token| codec::token_key(&permit.who().name, token));
+        if let Some(key) = &token
+            && let Some(entry) = self.committer.store().get(key).await?
+        {
+            return replay::<A>(&entry.value, &request);
+        }
+        let draw = |draft: &mut Draft<'_>| {
+            check_version(draft, &permit, options.if_version)?;
+            self.draw(draft, &permit, &request, token.clone())
+        };
+        let done = self.committer.commit(&permit.who().name, draw).await?;
+        let (operation, out) = done.out;
+        self.load_policies().await?;
+        Ok(Running { operation, out })
+    }
+
+    fn draw<A: Intent>(
+        &self,
+        draft: &mut Draft<'_>,
+        permit: &Permit<A>,
+        request: &bytes::Bytes,
+        token: Option<bytes::Bytes>,
+    ) -> Result<(Id<Operation>, A::Out)> {
+        for (object, _) in permit.basis() {
+            // The decision read these: they must still exist, or the answer is that they do not.
+            if draft.state().lineage(object).is_none() {
+                return Err(crate::security::gate::not_found(object));
+            }
+        }
+        let meant = permit.request().intend(draft)?;
+        let operation = draft.operation();
+        draft.operate(A::NAME, meant.target.clone(), meant.open)?;
+        draft.audit(A::NAME, &meant.target, request.clone())?;
+        if let Some(key) = token {
+            let answered =
+                Answered { request: fingerprint::<A>(request), operation, out: codec::encode(&meant.out)? };
+            draft.put_raw(key, codec::encode(&answered)?);
+        }
+        Ok((operation, meant.out))
+    }
+
+    /// Brings roles and bindings to the authorizer, if they changed.
+    async fn load_policies(&self) -> Result<()> {
+        let (newest, update) = {
+            let newest = self.committer.read(|s| s.policy_rev);
+            if newest == self.known.policy() {
+                return Ok(());
+            }
+            (newest, self.committer.read(policy::policies))
+        };
+        policy::load(&self.authorizer, &update).await?;
+        self.known.policy.fetch_max(newest.0, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self._tasks.abort_all();
+    }
+}
+
+fn fingerprint<A: Action>(request: &bytes::Bytes) -> Digest {
+    let mut bytes = A::NAME.as_bytes().to_vec();
+    bytes.push(0);
+    bytes.extend_from_slice(request);
+    Digest::of(&bytes)
+}
+
+fn replay<A: Action>(stored: &[u8], request: &bytes::Bytes) -> Result<Running<A::Out>> {
+    let answered: Answered = codec::decode(stored)?;
+    if answered.request != fingerprint::<A>(request) {
+        return Err(Error::conflict("this token was used for another request").remedy("use a new token"));
+    }
+    Ok(Running { operation: answered.operation, out: codec::decode(&answered.out)? })
+}
+
+fn check_version<A: Action>(draft: &Draft<'_>, permit: &Permit<A>, wanted: Option<Rev>) -> Result<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let asks = permit.request().asks();
+    let Some((_, object)) = asks.first() else { return Ok(()) };
+    let is = draft.state().brief(object).map(|b| b.version);
+    if is == Some(wanted) {
+        return Ok(());
+    }
+    Err(Error::conflict(format!("the {} is not at version {wanted} any more", object.kind))
+        .about(object.clone())
+        .remedy("read it again and decide anew"))
+}
+
+async fn read_log(store: &Arc<dyn StateStore>) -> Result<Vec<bytes::Bytes>> {
+    let mut leaves = Vec::new();
+    let mut after: Option<bytes::Bytes> = None;
+    loop {
+        let (page, _) = store.scan(codec::AUDIT.as_bytes(), after.as_deref(), 512).await?;
+        let Some(last) = page.last() else { return Ok(leaves) };
+        after = Some(last.key.clone());
+        leaves.extend(page.into_iter().map(|entry| entry.value));
+    }
+}
+
+/// Prolongs the lead until it is lost.
+async fn renew(committer: Arc<Committer>, every: Duration) {
+    let mut failing_since: Option<Duration> = None;
+    loop {
+        committer.clock().sleep(every).await;
+        match committer.store().renew(committer.lead()).await {
+            Ok(()) => failing_since = None,
+            Err(error) if error.kind() == crate::ErrorKind::Fenced => return committer.halt(error),
+            Err(error) => {
+                let now = committer.clock().monotonic();
+                let since = *failing_since.get_or_insert(now);
+                tracing::warn!(%error, "the lead could not be renewed");
+                if now.saturating_sub(since) > committer.lead().ttl {
+                    return committer.halt(error);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The sweep: what lies on a site under our tag and in no record. It is a defect counter first, a cleaner second.
+//!
+//! An orphan must be older than the newest claim, and seen in two sweeps. What holds data is never removed: it is
+//! reported for the operator. A sweep that wants more than a few objects stops and says so.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::commit::Committer;
+use super::draft::Draft;
+use super::driver::KEEP_OPERATIONS;
+use super::queue::Next;
+use super::reconcile::SELF;
+use super::reconcile::Work;
+use super::sites::artifact_id;
+use super::state::State;
+use crate::Id;
+use crate::ObjectRef;
+use crate::Result;
+use crate::Rev;
+use crate::model::*;
+use crate::spi::Converge;
+use crate::spi::Kind;
+
+/// Looks for orphans.
+#[derive(Debug, Default)]
+pub struct Sweeper {
+    suspects: Mutex<BTreeMap<String, BTreeSet<ObjectRef>>>,
+    quarantine: Mutex<BTreeSet<ObjectRef>>,
+    removed: AtomicU64,
+}
+
+impl Sweeper {
+    /// How many orphans were removed so far: each is a defect of ours.
+    pub fn removed(&self) -> u64 {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// Orphans that hold data: for the operator to adopt or to delete.
+    pub fn quarantine(&self) -> BTreeSet<ObjectRef> {
+        self.quarantine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One sweep over all sites.
+    ///
+    /// # Errors
+    /// Those of the providers.
+    pub async fn look(&self, work: &Work) -> Result<Next> {
+        for (id, host) in &work.sites.hosts {
+            let site = |kind: &str| format!("{id}/{kind}");
+            self.sweep(work, &site("vm"), &*host.hypervisor, |s, id| s.instances.contains_key(&id.cast())).await?;
+            self.sweep(work, &site("plug"), &*host.plugs, |s, id| s.attachments.contains_key(&id.cast())).await?;
+            self.sweep(work, &site("artifact"), &*host.artifacts, |s, id| wanted(s).contains(&id)).await?;
+            for (pool, access) in &host.access {
+                let site = site(&format!("access/{pool}"));
+                self.sweep(work, &site, &**access, |s, id| s.attachments.contains_key(&id.cast())).await?;
+            }
+        }
+        for (id, pool) in &work.sites.pools {
+            self.sweep(work, &format!("{id}"), &**pool, |s, id| s.volumes.contains_key(&id.cast())).await?;
+        }
+        forget_operations(&work.committer).await?;
+        Ok(Next::After(EVERY))
+    }
+
+    async fn sweep<K: Kind, P: Converge<K> + ?Sized>(
+        &self,
+        work: &Work,
+        site: &str,
+        provider: &P,
+        known: impl Fn(&State, Id<K>) -> bool,
+    ) -> Result<()> {
+        // The inventory is read before the state: what is committed meanwhile is known by then.
+        let newest = work.committer.read(|s| s.rev);
+        let mut orphans: Vec<(Id<K>, Rev)> = Vec::new();
+        let mut after = None;
+        loop {
+            let page = provider.inventory(&work.caller.own(), after, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            let orphan = |f: &&crate::spi::Found<K>| {
+                f.tag.incarnation == work.caller.incarnation && f.tag.rev <= newest
+            };
+            let stray = page.iter().filter(orphan).filter(|f| !work.committer.read(|s| known(s, f.id)));
+            orphans.extend(stray.map(|f| (f.id, f.tag.rev)));
+        }
+        let now: BTreeSet<ObjectRef> = orphans.iter().map(|(id, _)| id.object()).collect();
+        let before = self.suspects.lock().unwrap_or_else(PoisonError::into_inner).insert(site.to_owned(), now);
+        let twice = |id: Id<K>| before.as_ref().is_some_and(|b| b.contains(&id.object()));
+        orphans.retain(|(id, _)| twice(*id));
+        if orphans.len() > MOST {
+            tracing::error!(site, orphans = orphans.len(), "too many orphans: nothing is removed");
+            return Ok(());
+        }
+        for (id, rev) in orphans {
+            if K::HOLDS_DATA {
+                self.quarantine.lock().unwrap_or_else(PoisonError::into_inner).insert(id.object());
+                continue;
+            }
+            tracing::error!(site, object = %id.object(), "an orphan is removed");
+            provider.remove(&work.caller.own(), id, rev).await?;
+            self.removed.fetch_add(1, Ordering::Relaxed);
+            let note = |draft: &mut Draft<'_>| draft.audit("orphan.remove", &id.object(), site.to_owned().into());
+            work.committer.commit(SELF, note).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The artifacts that images name.
+fn wanted(state: &State) -> BTreeSet<Id<crate::spi::artifact::Artifact>> {
+    let digests = state.images.values().flat_map(|image| {
+        let ImageSpec::Kernel { kernel, initrd, .. } = &image.spec;
+        std::iter::once(*kernel).chain(*initrd)
+    });
+    digests.map(artifact_id).collect()
+}
+
+/// Forgets operations that ended long ago, or whose owner is gone.
+async fn forget_operations(committer: &Committer) -> Result<()> {
+    let now = committer.clock().now();
+    let old = |o: &&std::sync::Arc<Record<Operation>>| {
+        let aged = o.status.ended.is_some_and(|ended| {
+            Duration::try_from(ended.duration_until(now)).is_ok_and(|age| age > KEEP_OPERATIONS)
+        });
+        aged && o.status.state != OperationState::Open
+    };
+    loop {
+        let batch: Vec<_> =
+            committer.read(|s| s.operations.values().filter(old).map(|o| o.meta.id).take(100).collect());
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let forget = |draft: &mut Draft<'_>| {
+            batch.iter().for_each(|id| draft.delete(*id));
+            Ok(())
+        };
+        committer.commit(SELF, forget).await?;
+    }
+}
+
+/// How often a site is swept.
+const EVERY: Duration = Duration::from_secs(60);
+/// Objects per page of an inventory.
+const PAGE: usize = 256;
+/// The most orphans that a sweep removes by itself.
+const MOST: usize = 8;
