@@ -36,7 +36,7 @@ use crate::spi::placement::Fleet;
 use crate::spi::placement::PlaceRequest;
 
 /// How long a guest may take to power off unless the request says otherwise.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(20);
+const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 
 impl Intent for CreateInstance {
     fn intend(&self, draft: &mut Draft<'_>) -> Result<Meant<Id<Instance>>> {
@@ -62,7 +62,7 @@ impl Intent for CreateInstance {
         draft.check_quota(owner, &charge)?;
         let host = place(draft, self, &size)?;
         let install = draft.sites().installs.get(&host).copied().unwrap_or_default();
-        let id = Id::from_uuid(draft.uuid());
+        let id: Id<Instance> = Id::from_uuid(draft.uuid());
         let on = self.spec.power == Power::On;
         let bind = InstanceBind {
             host: Some((host, install)),
@@ -97,14 +97,14 @@ impl Intent for CreateInstance {
 
 fn attach(draft: &mut Draft<'_>, instance: &Record<Instance>, name: &str, what: Attached, cascade: bool) -> Result<()> {
     let term = join(draft, instance, &what)?;
-    let id = Id::from_uuid(draft.uuid());
+    let id: Id<Attachment> = Id::from_uuid(draft.uuid());
     let name = device_name(instance.meta.id, name)?;
     let spec = AttachmentSpec { instance: instance.meta.id, what };
     draft.create(id, instance.meta.owner, name, Labels::default(), spec, AttachmentBind { term, cascade })
 }
 
 fn new_port(draft: &mut Draft<'_>, owner: Owner, of: Id<Instance>, index: usize, spec: &PortSpec) -> Result<Id<Port>> {
-    let id = Id::from_uuid(draft.uuid());
+    let id: Id<Port> = Id::from_uuid(draft.uuid());
     let bind = decide_port(draft, id, owner, spec)?;
     let name = device_name(of, &format!("port-{index}"))?;
     draft.create(id, owner, name, Labels::default(), spec.clone(), bind)?;

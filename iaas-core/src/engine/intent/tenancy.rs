@@ -77,7 +77,7 @@ pub(super) fn check_role(spec: &RoleSpec) -> Result<()> {
 }
 
 /// Whether a role's pattern covers an action.
-pub fn pattern_matches(pattern: &str, action: &str) -> bool {
+fn pattern_matches(pattern: &str, action: &str) -> bool {
     if pattern == "*" {
         return true;
     }
