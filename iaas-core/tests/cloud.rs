@@ -33,7 +33,7 @@ async fn an_instance_with_a_volume_runs_and_goes_without_a_trace() {
     let gone = root.volumes().delete(volume).await.unwrap();
     tokio::time::timeout(LONG, gone.wait()).await.expect("in time").unwrap();
     // The kernel stays on the host for the next instance of its image.
-    let left: Vec<_> = rig.world.things().into_iter().filter(|t| t.kind != "artifact").collect();
+    let left: Vec<_> = rig.world.things().into_iter().filter(|t| t.object.kind != "artifact").collect();
     assert!(left.len() <= before, "left: {left:?}");
     assert_eq!(cloud.orphans_removed(), 0);
 }
@@ -73,7 +73,8 @@ async fn the_same_token_gives_the_same_answer_and_another_request_a_conflict() {
     let again = make("acme").await.unwrap();
     assert_eq!((first.id(), first.out), (again.id(), again.out));
     assert_eq!(make("other").await.unwrap_err().kind(), ErrorKind::Conflict);
-    let stale = root.organizations().update(first.out, iaas_core::Labels::default()).if_version(iaas_core::Rev(1));
+    let stale =
+        root.organizations().update(first.out, iaas_core::Labels::default()).if_version(iaas_core::Rev(1));
     assert_eq!(stale.await.unwrap_err().kind(), ErrorKind::Conflict);
 }
 
@@ -85,7 +86,8 @@ async fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     let tenant = tenant(&root, &rig, "acme").await.unwrap();
     assert!(cloud.settled(LONG).await);
     let effects = rig.world.effect_count();
-    let plan = root.instances().launch(tenant.project, tenant.instance("web", vec![])).dry_run().await.unwrap();
+    let plan =
+        root.instances().launch(tenant.project, tenant.instance("web", vec![])).dry_run().await.unwrap();
     // The instance, its port and their attachment; where it would go; one commit with its operation and audit leaf.
     let kinds: Vec<_> = plan.creates.iter().map(|o| o.kind.as_str()).collect();
     assert_eq!(kinds, ["instance", "port", "attachment"]);
@@ -118,4 +120,18 @@ async fn an_image_whose_kernel_is_missing_fails_the_create_and_leaves_nothing() 
     }
     assert_eq!(left, []);
     assert_eq!(root.ports().list(tenant.project, None, 10).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_change_is_a_leaf_of_the_audit_log_and_can_be_proved() {
+    let rig = Rig::new();
+    let cloud = rig.open().await.unwrap();
+    let root = cloud.session_as("root");
+    let made = root.organizations().create(Owner::Cloud, "acme", Empty {}).await.unwrap();
+    let entries = root.audit().entries().await.unwrap();
+    let index = entries.iter().position(|e| e.operation == made.id()).expect("an entry for the change");
+    assert_eq!((entries[index].action.as_str(), entries[index].by.as_str()), ("organization.create", "root"));
+    let (leaf, proof, checkpoint) = root.audit().prove(index as u64).await.unwrap();
+    proof.verify(&leaf, &checkpoint.root()).unwrap();
+    assert!(proof.verify(b"another leaf", &checkpoint.root()).is_err());
 }

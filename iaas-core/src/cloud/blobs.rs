@@ -51,7 +51,11 @@ impl FolderBlobs {
     /// `Unavailable` names the folder.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| broken(&folder, &e))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|e| broken(&folder, &e))?;
         Ok(Self { folder })
     }
 }
@@ -84,7 +88,8 @@ fn keep(folder: &Path, digest: Digest, bytes: &[u8]) -> std::io::Result<()> {
         return Ok(());
     }
     let draft = folder.join(format!(".{digest}.{}", std::process::id()));
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&draft, &path)?;
@@ -92,7 +97,9 @@ fn keep(folder: &Path, digest: Digest, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::internal("a task of the blobs failed").because(&e))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::internal("a task of the blobs failed").because(&e))?
 }
 
 #[derive(Debug)]

@@ -143,7 +143,8 @@ impl CloudBuilder {
     /// - [`Conflict`](crate::ErrorKind::Conflict): another control plane leads, or a site knows a newer state.
     /// - Those of the store and of the providers.
     pub async fn open(self) -> Result<Cloud> {
-        let missing = |part: &str| Error::invalid(format!("a cloud needs {part}")).remedy("give it to the builder");
+        let missing =
+            |part: &str| Error::invalid(format!("a cloud needs {part}")).remedy("give it to the builder");
         let authorizer = self.authorizer.ok_or_else(|| missing("an authorizer"))?;
         let engine = Engine::open(EngineParts {
             store: self.store.ok_or_else(|| missing("a state store"))?,

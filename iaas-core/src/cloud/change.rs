@@ -114,7 +114,9 @@ impl<T: Clone> Op<T> {
                 OperationState::Done => return Ok(self.out.clone()),
                 OperationState::Failed(error) => return Err(error.clone()),
                 OperationState::Superseded => {
-                    return Err(Error::conflict("a later operation replaced this one").about(self.id.object()));
+                    return Err(
+                        Error::conflict("a later operation replaced this one").about(self.id.object())
+                    );
                 }
                 OperationState::Open => {
                     let told = committer.read(|s| explain::explain(s, &record.spec.target));

@@ -13,6 +13,7 @@ pub use blobs::MemoryBlobs;
 pub use builder::CloudBuilder;
 pub use change::Change;
 pub use change::Op;
+pub use session::NewInstance;
 pub use session::Session;
 
 use crate::Id;

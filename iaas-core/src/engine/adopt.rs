@@ -11,8 +11,7 @@ use uuid::Uuid;
 
 use super::codec;
 use super::draft::Draft;
-use super::policy::BUILT_IN;
-use super::policy::CATALOG_ROLE;
+use super::policy::CATALOG_READER;
 use super::policy::everyone;
 use super::sites::Caller;
 use super::sites::Sites;
@@ -29,6 +28,7 @@ use crate::Rev;
 use crate::id::Cloud;
 use crate::model::*;
 use crate::security::actions;
+use crate::security::rbac::builtin;
 use crate::spi::host::HostFacts;
 use crate::spi::state_store::Check;
 use crate::spi::state_store::Lead;
@@ -55,7 +55,12 @@ pub const FORMAT: u16 = 1;
 ///
 /// # Errors
 /// `Conflict` while another leader holds it.
-pub async fn take_lead(store: &Arc<dyn StateStore>, clock: &Arc<dyn Clock>, ttl: Duration, floor: Epoch) -> Result<Lead> {
+pub async fn take_lead(
+    store: &Arc<dyn StateStore>,
+    clock: &Arc<dyn Clock>,
+    ttl: Duration,
+    floor: Epoch,
+) -> Result<Lead> {
     let me = clock.uuid();
     store.lead(me, ttl, floor).await?.ok_or_else(|| {
         Error::new(ErrorKind::Conflict, "another control plane leads this cloud")
@@ -67,7 +72,11 @@ pub async fn take_lead(store: &Arc<dyn StateStore>, clock: &Arc<dyn Clock>, ttl:
 ///
 /// # Errors
 /// `Unsupported` if a newer version wrote it.
-pub async fn cloud_record(store: &Arc<dyn StateStore>, clock: &Arc<dyn Clock>, lead: &Lead) -> Result<CloudRecord> {
+pub async fn cloud_record(
+    store: &Arc<dyn StateStore>,
+    clock: &Arc<dyn Clock>,
+    lead: &Lead,
+) -> Result<CloudRecord> {
     if let Some(entry) = store.get(CLOUD).await? {
         let record: CloudRecord = codec::decode(&entry.value)?;
         if record.format > FORMAT {
@@ -101,7 +110,9 @@ pub async fn load(store: &Arc<dyn StateStore>) -> Result<State> {
             let Some((noun, id)) = codec::parse_record_key(&entry.key) else {
                 return Err(Error::unsupported("the store has a record under an unknown key"));
             };
-            state.load(noun, id, &entry.value, entry.rev).map_err(|e| e.detail(format!("record {noun}/{id}")))?;
+            state
+                .load(noun, id, &entry.value, entry.rev)
+                .map_err(|e| e.detail(format!("record {noun}/{id}")))?;
         }
         after = page.last().map(|entry| entry.key.clone());
         if page.is_empty() {
@@ -165,7 +176,7 @@ pub async fn claim(sites: &Sites, caller: &Caller) -> Result<Claimed> {
 /// # Errors
 /// Those of the draft.
 pub fn seed(draft: &mut Draft<'_>, operator: &str, claimed: &Claimed) -> Result<()> {
-    for (name, patterns) in BUILT_IN {
+    for (name, patterns) in builtin::ALL.into_iter().chain([CATALOG_READER]) {
         let name = Name::new(name)?;
         if draft.state().named::<Role>(Owner::Cloud, &name).is_none() {
             let spec = RoleSpec { actions: patterns.iter().map(|p| (*p).to_owned()).collect() };
@@ -174,7 +185,7 @@ pub fn seed(draft: &mut Draft<'_>, operator: &str, claimed: &Claimed) -> Result<
             if name.as_str() == "admin" {
                 bind(draft, "operator", operator.to_owned(), id, actions::cloud_object())?;
             }
-            if name.as_str() == CATALOG_ROLE {
+            if name.as_str() == CATALOG_READER.0 {
                 bind(draft, "catalog", everyone(), id, actions::catalog_object())?;
             }
         }

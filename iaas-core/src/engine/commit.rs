@@ -158,7 +158,11 @@ impl Committer {
     ///
     /// # Errors
     /// Those of `draw`, and of [`StateStore::commit`].
-    pub async fn commit<T>(&self, by: &str, draw: impl FnOnce(&mut Draft<'_>) -> Result<T>) -> Result<Committed<T>> {
+    pub async fn commit<T>(
+        &self,
+        by: &str,
+        draw: impl FnOnce(&mut Draft<'_>) -> Result<T>,
+    ) -> Result<Committed<T>> {
         let _turn = self.one_at_a_time.lock().await;
         if let Some(why) = self.halted.borrow().clone() {
             return Err(why.outcome_is(Outcome::NotDone));

@@ -377,7 +377,8 @@ impl<'s> Draft<'s> {
         let quotas = self.state.quotas.values().filter(|q| q.meta.owner == owner);
         for quota in quotas {
             for (name, limit) in &quota.spec.limits {
-                let (has, more) = (used.get(name).copied().unwrap_or(0), charge.0.get(name).copied().unwrap_or(0));
+                let (has, more) =
+                    (used.get(name).copied().unwrap_or(0), charge.0.get(name).copied().unwrap_or(0));
                 if more > 0 && has.saturating_add(more) > *limit {
                     return Err(Error::new(
                         ErrorKind::QuotaExceeded,

@@ -25,6 +25,7 @@ use crate::ErrorKind;
 use crate::ObjectRef;
 use crate::Result;
 use crate::model::*;
+use crate::security::audit::AuditLog;
 use crate::spi::audit::AuditSink;
 use crate::spi::block::Access;
 use crate::spi::block::PoolVolume;
@@ -51,11 +52,29 @@ pub struct Driver {
     pub idle: watch::Sender<bool>,
 }
 
-/// The leaves of the audit log, in order.
+/// The sequenced audit log: its leaves in order, and the tree over them.
 #[derive(Debug, Default)]
 pub struct AuditTree {
     /// The leaves.
     pub leaves: Vec<bytes::Bytes>,
+    /// The tree.
+    pub tree: AuditLog,
+}
+
+impl AuditTree {
+    /// The log with these leaves.
+    pub fn of(leaves: Vec<bytes::Bytes>) -> Self {
+        let mut log = Self::default();
+        log.extend(leaves);
+        log
+    }
+
+    fn extend(&mut self, leaves: Vec<bytes::Bytes>) {
+        for leaf in leaves {
+            self.tree.append(&leaf);
+            self.leaves.push(leaf);
+        }
+    }
 }
 
 impl Driver {
@@ -77,7 +96,8 @@ impl Driver {
                     (object, next)
                 });
             }
-            self.idle.send_if_modified(|idle| std::mem::replace(idle, queue.is_idle(now)) != queue.is_idle(now));
+            self.idle
+                .send_if_modified(|idle| std::mem::replace(idle, queue.is_idle(now)) != queue.is_idle(now));
             let due = queue.next_due().filter(|_| queue.running() < MOST_LOOKS);
             let timer = async {
                 match due {
@@ -138,7 +158,9 @@ impl Driver {
                 next
             }
             // Somebody changed the record meanwhile: look at it as it is now.
-            Err(error) if error.kind() == ErrorKind::Conflict && self.first_conflict(object) => Next::After(Duration::ZERO),
+            Err(error) if error.kind() == ErrorKind::Conflict && self.first_conflict(object) => {
+                Next::After(Duration::ZERO)
+            }
             Err(error) => self.failed(object, error).await,
         }
     }
@@ -202,11 +224,11 @@ impl Driver {
             let next = log.leaves.len() as u64;
             let (leaves, checks, writes) = audit::sequence(waiting, next);
             committer.store().commit(committer.lead(), checks, writes).await?;
-            log.leaves.extend(leaves);
+            log.extend(leaves);
         }
         if let Some(sink) = &self.audit {
-            let checkpoint = audit::checkpoint(self.work.caller.cloud, &log.leaves);
-            sink.append(0, &log.leaves, &checkpoint).await?;
+            let checkpoint = log.tree.checkpoint(&audit::origin(self.work.caller.cloud))?;
+            sink.append(0, &log.leaves, &checkpoint.to_string()).await?;
         }
         Ok(Next::Rest)
     }

@@ -60,7 +60,11 @@ fn instance(state: &State, record: &Record<Instance>, told: &mut Explanation) {
     match record.status.vms.get(&record.bind.term.0) {
         None => {
             for a in &attachments {
-                told.waits_for.push(format!("attachment `{}` of {}", a.meta.name, attached_object(&a.spec.what)));
+                told.waits_for.push(format!(
+                    "attachment `{}` of {}",
+                    a.meta.name,
+                    attached_object(&a.spec.what)
+                ));
             }
             told.waits_for.push("the hypervisor to accept it".to_owned());
         }

@@ -4,6 +4,7 @@
 //! record to what it wants ([`reconcile`]). Create, retry, resume after a crash and clean-up are the same path: undo is
 //! delete. Capacity and quota are released only by the commit that deletes a record, after its objects were seen gone.
 
+pub mod adopt;
 pub mod audit;
 pub mod codec;
 pub mod commit;
@@ -11,7 +12,6 @@ pub mod draft;
 pub mod driver;
 pub mod explain;
 pub mod intent;
-pub mod adopt;
 pub mod outbox;
 pub mod placement;
 pub mod policy;

@@ -7,8 +7,8 @@ use super::commit::Committer;
 use super::draft::Draft;
 use super::queue::Next;
 use super::reconcile::SELF;
-use super::sites::Sites;
 use super::sites::Caller;
+use super::sites::Sites;
 use crate::Id;
 use crate::ObjectRef;
 use crate::Result;
@@ -52,7 +52,11 @@ pub fn counted(project: Id<Project>, reading: Reading) -> UsageEvent {
 ///
 /// # Errors
 /// Those of the store and of the meter; what was not delivered stays.
-pub async fn deliver(committer: &Arc<Committer>, meter: &Arc<dyn MeterSink>, caller: &Caller) -> Result<Next> {
+pub async fn deliver(
+    committer: &Arc<Committer>,
+    meter: &Arc<dyn MeterSink>,
+    caller: &Caller,
+) -> Result<Next> {
     loop {
         let (entries, _) = committer.store().scan(codec::OUTBOX.as_bytes(), None, 100).await?;
         if entries.is_empty() {

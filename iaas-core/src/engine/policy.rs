@@ -32,23 +32,8 @@ pub async fn load(authorizer: &Arc<dyn Authorizer>, update: &PolicyUpdate) -> Re
     authorizer.load(update).await.map(|_| ())
 }
 
-/// The roles that exist in every cloud: name and actions.
-pub const BUILT_IN: [(&str, &[&str]); 4] = [
-    ("viewer", &["*.get", "*.list", "project.bill", "object.explain", "port.explain-packet"]),
-    (
-        "operator",
-        &[
-            "*.get", "*.list", "project.bill", "object.explain", "port.explain-packet", "instance.*", "volume.*",
-            "attachment.*", "network.*", "subnet.*", "port.*", "security-group.*", "key-pair.*", "image.*",
-            "operation.*",
-        ],
-    ),
-    ("admin", &["*"]),
-    (CATALOG_ROLE, &["*.get", "*.list"]),
-];
-
-/// The role by which everybody may read the catalog.
-pub const CATALOG_ROLE: &str = "catalog-reader";
+/// The role by which everybody may read the catalog, and what it allows there.
+pub const CATALOG_READER: (&str, &[&str]) = ("catalog-reader", &["*.get", "*.list"]);
 
 /// To whom the catalog is open.
 pub fn everyone() -> String {

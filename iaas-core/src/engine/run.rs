@@ -134,7 +134,8 @@ impl Engine {
     /// # Errors
     /// Those of the store and of the providers; nothing was changed on any site before the claim.
     pub async fn open(parts: EngineParts) -> Result<Self> {
-        let EngineParts { store, clock, placement, sites, authorizer, meter, audit, blobs, operator, lease } = parts;
+        let EngineParts { store, clock, placement, sites, authorizer, meter, audit, blobs, operator, lease } =
+            parts;
         let mut lead = adopt::take_lead(&store, &clock, lease, crate::Epoch(0)).await?;
         let record = adopt::cloud_record(&store, &clock, &lead).await?;
         let state = adopt::load(&store).await?;
@@ -171,7 +172,7 @@ impl Engine {
             work,
             meter: Arc::clone(&meter),
             audit,
-            log: Arc::new(tokio::sync::Mutex::new(AuditTree { leaves })),
+            log: Arc::new(tokio::sync::Mutex::new(AuditTree::of(leaves))),
             sweeper: Sweeper::default(),
             failures: std::sync::Mutex::new(BTreeMap::new()),
             idle: watch::Sender::new(false),
@@ -227,7 +228,8 @@ impl Engine {
     /// Those of the action.
     pub fn plan<A: Intent>(&self, permit: &Permit<A>) -> Result<Plan> {
         let request = codec::encode(permit.request())?;
-        let (_, mut plan) = self.committer.plan(&permit.who().name, |draft| self.draw(draft, permit, &request, None))?;
+        let (_, mut plan) =
+            self.committer.plan(&permit.who().name, |draft| self.draw(draft, permit, &request, None))?;
         plan.policy = permit.policy();
         Ok(plan)
     }

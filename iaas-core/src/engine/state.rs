@@ -224,7 +224,9 @@ impl State {
                 line.extend(self.projects.get(&id).map(|p| p.spec.organization.object()));
             }
             Owner::Organization(id) => line.push(id.object()),
-            Owner::Cloud if actions::CATALOG.contains(&object.kind.as_str()) => line.push(actions::catalog_object()),
+            Owner::Cloud if actions::CATALOG.contains(&object.kind.as_str()) => {
+                line.push(actions::catalog_object())
+            }
             Owner::Cloud => {}
         }
         line.push(actions::cloud_object());
@@ -272,9 +274,8 @@ impl State {
 
     /// The operations on an object that are under way.
     pub fn open_operations(&self, object: &ObjectRef) -> Vec<Arc<Record<Operation>>> {
-        let open = |o: &&Arc<Record<Operation>>| {
-            o.status.state == OperationState::Open && o.spec.target == *object
-        };
+        let open =
+            |o: &&Arc<Record<Operation>>| o.status.state == OperationState::Open && o.spec.target == *object;
         self.operations.values().filter(open).cloned().collect()
     }
 

@@ -53,8 +53,10 @@ impl Sweeper {
     pub async fn look(&self, work: &Work) -> Result<Next> {
         for (id, host) in &work.sites.hosts {
             let site = |kind: &str| format!("{id}/{kind}");
-            self.sweep(work, &site("vm"), &*host.hypervisor, |s, id| s.instances.contains_key(&id.cast())).await?;
-            self.sweep(work, &site("plug"), &*host.plugs, |s, id| s.attachments.contains_key(&id.cast())).await?;
+            self.sweep(work, &site("vm"), &*host.hypervisor, |s, id| s.instances.contains_key(&id.cast()))
+                .await?;
+            self.sweep(work, &site("plug"), &*host.plugs, |s, id| s.attachments.contains_key(&id.cast()))
+                .await?;
             self.sweep(work, &site("artifact"), &*host.artifacts, |s, id| wanted(s).contains(&id)).await?;
             for (pool, access) in &host.access {
                 let site = site(&format!("access/{pool}"));
@@ -90,7 +92,8 @@ impl Sweeper {
             orphans.extend(stray.map(|f| (f.id, f.tag.rev)));
         }
         let now: BTreeSet<ObjectRef> = orphans.iter().map(|(id, _)| id.object()).collect();
-        let before = self.suspects.lock().unwrap_or_else(PoisonError::into_inner).insert(site.to_owned(), now);
+        let before =
+            self.suspects.lock().unwrap_or_else(PoisonError::into_inner).insert(site.to_owned(), now);
         let twice = |id: Id<K>| before.as_ref().is_some_and(|b| b.contains(&id.object()));
         orphans.retain(|(id, _)| twice(*id));
         if orphans.len() > MOST {
@@ -105,7 +108,8 @@ impl Sweeper {
             tracing::error!(site, object = %id.object(), "an orphan is removed");
             provider.remove(&work.caller.own(), id, rev).await?;
             self.removed.fetch_add(1, Ordering::Relaxed);
-            let note = |draft: &mut Draft<'_>| draft.audit("orphan.remove", &id.object(), site.to_owned().into());
+            let note =
+                |draft: &mut Draft<'_>| draft.audit("orphan.remove", &id.object(), site.to_owned().into());
             work.committer.commit(SELF, note).await?;
         }
         Ok(())

@@ -73,8 +73,11 @@ impl Gate {
         let ask = Ask { who: asker, queries, parents, policy };
         let decisions = self.authorizer.decide(&ask).await?;
         if decisions.len() != ask.queries.len() {
-            return Err(Error::internal("the authorizer did not answer each question")
-                .detail(format!("{} questions, {} answers", ask.queries.len(), decisions.len())));
+            return Err(Error::internal("the authorizer did not answer each question").detail(format!(
+                "{} questions, {} answers",
+                ask.queries.len(),
+                decisions.len()
+            )));
         }
         let (acts, reads) = decisions.split_at(asked);
         for ((_, object), read) in ask.queries.iter().zip(reads) {

@@ -1,6 +1,6 @@
 //! A cloud on fakes: one host, one pool, one fabric, in a world that outlives every control plane.
 
-#![allow(dead_code, reason = "each test uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses its own part")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,12 +87,14 @@ pub async fn tenant(root: &Session, rig: &Rig, name: &str) -> Result<Tenant> {
     let cidrs: Vec<Cidr> = vec!["10.0.1.0/24".parse()?, "fd00:1::/64".parse()?];
     let subnet = SubnetSpec::new(network, cidrs)?;
     let subnet = root.subnets().create(project, "a", subnet).await?.wait().await?;
-    let group = root.security_groups().create(project, "web", SecurityGroupSpec::default()).await?.wait().await?;
+    let group =
+        root.security_groups().create(project, "web", SecurityGroupSpec::default()).await?.wait().await?;
     let kernel = rig.blobs.put("kernel".into()).await?;
     let spec = ImageSpec::Kernel { kernel, initrd: None, cmdline: "console=ttyS0".to_owned() };
     let image = root.images().create(project, "linux", spec).await?.wait().await?;
     let spec = InstanceTypeSpec::new(1, iaas_core::ByteSize::mib(128))?;
-    let size = root.instance_types().create(Owner::Cloud, &format!("{name}-small"), spec).await?.wait().await?;
+    let size =
+        root.instance_types().create(Owner::Cloud, &format!("{name}-small"), spec).await?.wait().await?;
     Ok(Tenant { organization, project, subnet, group, image, size })
 }
 

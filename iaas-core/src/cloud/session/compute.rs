@@ -92,7 +92,12 @@ impl Instances {
     }
 
     /// Attaches a volume or port.
-    pub fn attach(&self, project: Id<Project>, name: &str, spec: AttachmentSpec) -> Change<Create<Attachment>> {
+    pub fn attach(
+        &self,
+        project: Id<Project>,
+        name: &str,
+        spec: AttachmentSpec,
+    ) -> Change<Create<Attachment>> {
         self.session().attachments().create(project, name, spec)
     }
 
@@ -206,15 +211,22 @@ impl Images {
 async fn read_file(path: &Path) -> Result<Bytes> {
     let shown = path.display().to_string();
     let owned = path.to_owned();
-    let read = move || std::fs::metadata(&owned).and_then(|m| if m.len() > MOST_BYTES { Ok(None) } else { std::fs::read(&owned).map(Some) });
-    let bytes = tokio::task::spawn_blocking(read).await.map_err(|e| Error::internal("a read failed").because(&e))?;
+    let read = move || {
+        std::fs::metadata(&owned)
+            .and_then(|m| if m.len() > MOST_BYTES { Ok(None) } else { std::fs::read(&owned).map(Some) })
+    };
+    let bytes =
+        tokio::task::spawn_blocking(read).await.map_err(|e| Error::internal("a read failed").because(&e))?;
     match bytes {
         Ok(Some(bytes)) if bytes.is_empty() => {
             Err(Error::invalid(format!("`{shown}` is empty")).remedy("copy it again from where it came"))
         }
         Ok(Some(bytes)) => Ok(Bytes::from(bytes)),
-        Ok(None) => Err(Error::invalid(format!("`{shown}` is larger than 1 GiB")).remedy("use a smaller kernel or initrd")),
-        Err(e) => Err(Error::invalid(format!("`{shown}` cannot be read: {}", e.kind())).because(&e).remedy("check the path and its permissions")),
+        Ok(None) => Err(Error::invalid(format!("`{shown}` is larger than 1 GiB"))
+            .remedy("use a smaller kernel or initrd")),
+        Err(e) => Err(Error::invalid(format!("`{shown}` cannot be read: {}", e.kind()))
+            .because(&e)
+            .remedy("check the path and its permissions")),
     }
 }
 

@@ -65,7 +65,12 @@ impl<R: Stored> Family<R> {
     ///
     /// # Errors
     /// `NotFound` if the principal may not see the owner, `Denied` if it may not list.
-    pub async fn list(&self, owner: impl Into<Owner>, after: Option<Id<R>>, limit: u32) -> Result<Vec<Record<R>>>
+    pub async fn list(
+        &self,
+        owner: impl Into<Owner>,
+        after: Option<Id<R>>,
+        limit: u32,
+    ) -> Result<Vec<Record<R>>>
     where
         List<R>: Action,
     {

@@ -37,7 +37,8 @@ impl Session {
             holds.max_by_key(|b| (b.spec.from, b.meta.id)).cloned()
         });
         let book = book.ok_or_else(|| {
-            Error::conflict("no price book holds at the end of the period").remedy("make one that begins earlier")
+            Error::conflict("no price book holds at the end of the period")
+                .remedy("make one that begins earlier")
         })?;
         engine.meter().bill(project, from, to, book.meta.id, &book.spec).await
     }
@@ -69,7 +70,8 @@ impl Session {
         let of_host = fabric.and_then(|(host, _)| work.sites.hosts.get(&host)).map(|h| h.fabric);
         let fabric = of_host.or_else(|| work.sites.fabrics.keys().next().copied());
         let program = fabric.and_then(|id| work.sites.fabrics.get(&id)).ok_or_else(|| {
-            Error::unavailable("this cloud has no network fabric").remedy("give one to the builder of the cloud")
+            Error::unavailable("this cloud has no network fabric")
+                .remedy("give one to the builder of the cloud")
         })?;
         program.explain(&work.caller.own(), packet).await
     }

@@ -23,7 +23,8 @@ impl Creatable for Volume {
         let charge = charge(&[(limit::VOLUMES, 1), (limit::VOLUME_BYTES, request.spec.size().0)]);
         draft.check_quota(request.owner, &charge)?;
         let pool = draft.sites().pools.first().copied().ok_or_else(|| {
-            Error::new(ErrorKind::NoCapacity, "this cloud has no pool").remedy("give one to the builder of the cloud")
+            Error::new(ErrorKind::NoCapacity, "this cloud has no pool")
+                .remedy("give one to the builder of the cloud")
         })?;
         Ok(VolumeBind { pool: Some(pool), charge, ..VolumeBind::default() })
     }
@@ -43,7 +44,11 @@ impl Creatable for Attachment {
 }
 
 /// Checks that `what` can be joined to `instance`, and takes the next writer's number of a volume.
-pub(super) fn join(draft: &mut Draft<'_>, instance: &Record<Instance>, what: &Attached) -> Result<crate::Term> {
+pub(super) fn join(
+    draft: &mut Draft<'_>,
+    instance: &Record<Instance>,
+    what: &Attached,
+) -> Result<crate::Term> {
     let object = attached_object(what);
     let all = draft.all::<Attachment>();
     if let Some(other) = all.iter().find(|a| attached_object(&a.spec.what) == object) {

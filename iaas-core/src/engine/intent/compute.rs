@@ -95,7 +95,13 @@ impl Intent for CreateInstance {
     }
 }
 
-fn attach(draft: &mut Draft<'_>, instance: &Record<Instance>, name: &str, what: Attached, cascade: bool) -> Result<()> {
+fn attach(
+    draft: &mut Draft<'_>,
+    instance: &Record<Instance>,
+    name: &str,
+    what: Attached,
+    cascade: bool,
+) -> Result<()> {
     let term = join(draft, instance, &what)?;
     let id: Id<Attachment> = Id::from_uuid(draft.uuid());
     let name = device_name(instance.meta.id, name)?;
@@ -103,7 +109,13 @@ fn attach(draft: &mut Draft<'_>, instance: &Record<Instance>, name: &str, what: 
     draft.create(id, instance.meta.owner, name, Labels::default(), spec, AttachmentBind { term, cascade })
 }
 
-fn new_port(draft: &mut Draft<'_>, owner: Owner, of: Id<Instance>, index: usize, spec: &PortSpec) -> Result<Id<Port>> {
+fn new_port(
+    draft: &mut Draft<'_>,
+    owner: Owner,
+    of: Id<Instance>,
+    index: usize,
+    spec: &PortSpec,
+) -> Result<Id<Port>> {
     let id: Id<Port> = Id::from_uuid(draft.uuid());
     let bind = decide_port(draft, id, owner, spec)?;
     let name = device_name(of, &format!("port-{index}"))?;
@@ -122,8 +134,7 @@ fn place(draft: &mut Draft<'_>, request: &CreateInstance, size: &InstanceTypeSpe
     for volume in &request.volumes {
         pools.extend(draft.present(*volume)?.bind.pool);
     }
-    let want =
-        PlaceRequest { vcpus: size.vcpus(), memory: size.memory().0, zone: request.spec.zone, pools };
+    let want = PlaceRequest { vcpus: size.vcpus(), memory: size.memory().0, zone: request.spec.zone, pools };
     let fleet = Fleet { hosts: draft.all::<Host>().iter().filter_map(|h| candidate(draft, h)).collect() };
     let placed = draft.placement().rank(&want, &fleet, 0);
     let refused = placed.refused.iter().map(|(host, why)| format!("not host {host}: {why}"));

@@ -152,7 +152,8 @@ impl Deletable for InstanceType {
 
 impl Deletable for Host {
     fn needed_by(draft: &Draft<'_>, record: &Record<Self>) -> Option<ObjectRef> {
-        let here = |i: &&std::sync::Arc<Record<Instance>>| i.bind.host.is_some_and(|(h, _)| h == record.meta.id);
+        let here =
+            |i: &&std::sync::Arc<Record<Instance>>| i.bind.host.is_some_and(|(h, _)| h == record.meta.id);
         draft.state().instances.values().find(here).map(|i| i.meta.id.object())
     }
 }
@@ -194,9 +195,8 @@ fn owned(draft: &Draft<'_>, owner: Owner) -> Option<ObjectRef> {
     let all = draft.state().owned_by(owner);
     let operations = &draft.state().operations;
     all.into_iter().find(|o| {
-        let open = |id: Id<Operation>| {
-            operations.get(&id).is_some_and(|o| o.status.state == OperationState::Open)
-        };
+        let open =
+            |id: Id<Operation>| operations.get(&id).is_some_and(|o| o.status.state == OperationState::Open);
         !GOES_WITH_OWNER.contains(&o.kind.as_str()) || o.typed().is_some_and(open)
     })
 }

@@ -48,5 +48,6 @@ fn owned_by(noun: &str, owner: Owner, allowed: &[&str]) -> Result<()> {
     if allowed.contains(&is) {
         return Ok(());
     }
-    Err(Error::invalid(format!("a {noun} cannot belong to a {is}")).remedy(format!("make it in a {}", allowed.join(" or "))))
+    Err(Error::invalid(format!("a {noun} cannot belong to a {is}"))
+        .remedy(format!("make it in a {}", allowed.join(" or "))))
 }

@@ -26,7 +26,8 @@ impl Creatable for Network {
         let taken: BTreeSet<u32> = draft.all::<Network>().iter().map(|n| n.bind.vni).collect();
         // RFC 7348 §5: 24 bits; the first 4096 are left to others.
         let vni = (4096..1 << 24).find(|vni| !taken.contains(vni));
-        let vni = vni.ok_or_else(|| Error::new(ErrorKind::NoCapacity, "no virtual network identifier is free"))?;
+        let vni =
+            vni.ok_or_else(|| Error::new(ErrorKind::NoCapacity, "no virtual network identifier is free"))?;
         Ok(NetworkBind { vni, charge })
     }
 }
@@ -40,9 +41,12 @@ impl Creatable for Subnet {
         for other in draft.all::<Subnet>().iter().filter(|s| s.spec.network() == network.meta.id) {
             let clash = |c: &&Cidr| other.spec.cidrs().iter().any(|o| o.overlaps(**c));
             if let Some(cidr) = request.spec.cidrs().iter().find(clash) {
-                return Err(Error::invalid(format!("`{cidr}` overlaps with the subnet `{}`", other.meta.name))
-                    .about(other.meta.id.object())
-                    .remedy("choose a prefix that no subnet of this network has"));
+                return Err(Error::invalid(format!(
+                    "`{cidr}` overlaps with the subnet `{}`",
+                    other.meta.name
+                ))
+                .about(other.meta.id.object())
+                .remedy("choose a prefix that no subnet of this network has"));
             }
         }
         let charge = charge(&[(limit::SUBNETS, 1)]);
@@ -81,7 +85,12 @@ impl Creatable for Port {
 }
 
 /// Chooses a port's addresses.
-pub(super) fn decide_port(draft: &mut Draft<'_>, id: Id<Port>, owner: Owner, spec: &PortSpec) -> Result<PortBind> {
+pub(super) fn decide_port(
+    draft: &mut Draft<'_>,
+    id: Id<Port>,
+    owner: Owner,
+    spec: &PortSpec,
+) -> Result<PortBind> {
     let subnet = draft.present(spec.subnet)?;
     draft.depend(spec.subnet);
     same_owner("subnet", subnet.meta.owner, owner)?;
@@ -106,7 +115,9 @@ pub(super) fn decide_port(draft: &mut Draft<'_>, id: Id<Port>, owner: Owner, spe
                 .remedy("choose one of its prefixes that is neither its first two nor its last"));
         };
         if taken.contains(wanted) || addrs.iter().any(|a| cidr.contains(*a)) {
-            return Err(Error::conflict(format!("{wanted} is taken")).remedy("choose another, or let one be chosen"));
+            return Err(
+                Error::conflict(format!("{wanted} is taken")).remedy("choose another, or let one be chosen")
+            );
         }
         addrs.push(*wanted);
     }
@@ -163,5 +174,6 @@ pub(super) fn same_owner(noun: &str, is: Owner, wanted: Owner) -> Result<()> {
     if is == wanted {
         return Ok(());
     }
-    Err(Error::invalid(format!("the {noun} belongs to another project")).remedy("use one of the same project"))
+    Err(Error::invalid(format!("the {noun} belongs to another project"))
+        .remedy("use one of the same project"))
 }

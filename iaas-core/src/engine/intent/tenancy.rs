@@ -50,7 +50,8 @@ impl Creatable for PriceBook {
     fn decide(_: &mut Draft<'_>, _: Id<Self>, request: &Create<Self>) -> Result<Empty> {
         let code = &request.spec.currency;
         if code.len() != 3 || !code.bytes().all(|b| b.is_ascii_uppercase()) {
-            return Err(Error::invalid(format!("`{code}` is not a currency")).remedy("use an ISO 4217 code, as `EUR`"));
+            return Err(Error::invalid(format!("`{code}` is not a currency"))
+                .remedy("use an ISO 4217 code, as `EUR`"));
         }
         Ok(Empty {})
     }
@@ -81,7 +82,8 @@ fn pattern_matches(pattern: &str, action: &str) -> bool {
     if pattern == "*" {
         return true;
     }
-    let (Some((noun, verb)), Some((is_noun, is_verb))) = (pattern.split_once('.'), action.split_once('.')) else {
+    let (Some((noun, verb)), Some((is_noun, is_verb))) = (pattern.split_once('.'), action.split_once('.'))
+    else {
         return false;
     };
     (noun == "*" || noun == is_noun) && (verb == "*" || verb == is_verb)
@@ -98,7 +100,10 @@ impl Creatable for Binding {
         }
         // The binding lives where it counts: it goes with its owner, and whoever may see the owner may see it.
         let owner = actions::owner_object(request.owner);
-        let inside = draft.state().lineage(&spec.on).is_some_and(|(_, line)| spec.on == owner || line.contains(&owner));
+        let inside = draft
+            .state()
+            .lineage(&spec.on)
+            .is_some_and(|(_, line)| spec.on == owner || line.contains(&owner));
         if !inside {
             return Err(Error::invalid("a binding must belong to the owner that its object lies in")
                 .remedy("make it in the cloud, organization or project that it is about"));

@@ -67,14 +67,7 @@ impl View {
         } else {
             vm.is_some() && device.is_none() && applied
         };
-        Some(Self {
-            record,
-            host,
-            instance_effect: instance.meta.effect,
-            device_gone: gone,
-            device,
-            applied,
-        })
+        Some(Self { record, host, instance_effect: instance.meta.effect, device_gone: gone, device, applied })
     }
 }
 
@@ -92,7 +85,9 @@ async fn open(
     });
     let Some(pool) = ready else { return Ok(Next::Rest) };
     let access = host.access.get(&pool).ok_or_else(|| {
-        Error::unavailable("the host does not reach the pool").about(pool.object()).remedy("open the cloud with it")
+        Error::unavailable("the host does not reach the pool")
+            .about(pool.object())
+            .remedy("open the cloud with it")
     })?;
     let mode = if read_only { Mode::Read } else { Mode::Write };
     let spec = AccessSpec { pool, volume: volume.cast(), term: view.record.bind.term, mode };

@@ -101,7 +101,13 @@ fn never_ran(view: &View) -> bool {
         && view.boot().0 <= 1
 }
 
-async fn bring_artifact(work: &Work, cx: &Ctx, host: &HostProviders, view: &View, digest: Digest) -> Result<()> {
+async fn bring_artifact(
+    work: &Work,
+    cx: &Ctx,
+    host: &HostProviders,
+    view: &View,
+    digest: Digest,
+) -> Result<()> {
     let id = artifact_id(digest);
     let rev = view.record.meta.effect;
     let there = |seen: &Option<Seen<crate::spi::artifact::Artifact>>| {
@@ -231,7 +237,8 @@ async fn follow(work: &Work, view: &View, seen: &Seen<Vm>) -> Result<Next> {
     let id = view.record.meta.id;
     let why = format!("{why:?}");
     let draw = |draft: &mut Draft<'_>| {
-        let Some(mut record) = draft.find(id).filter(|r| r.bind.boot == *boot && r.spec.power == Power::On) else {
+        let Some(mut record) = draft.find(id).filter(|r| r.bind.boot == *boot && r.spec.power == Power::On)
+        else {
             return Ok(());
         };
         running(&mut record);
@@ -244,7 +251,7 @@ async fn follow(work: &Work, view: &View, seen: &Seen<Vm>) -> Result<Next> {
 
 /// A guest that crashes at once is started less and less often: 0.1 s to about a minute.
 fn restart_delay(boots: u64) -> Duration {
-    Duration::from_millis(100) * (1 << boots.saturating_sub(1).min(9)) as u32
+    Duration::from_millis(100) * (1u32 << boots.saturating_sub(1).min(9))
 }
 
 /// Off, then the last readings, then removal, then the attachments, then the record: each after the one before was seen.

@@ -75,7 +75,11 @@ impl Work {
     }
 
     fn remember(&self, attachment: Id<Attachment>, target: Target) {
-        let old = self.targets.lock().unwrap_or_else(PoisonError::into_inner).insert(attachment.uuid(), target.clone());
+        let old = self
+            .targets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(attachment.uuid(), target.clone());
         if old != Some(target) {
             let instance = self.committer.read(|s| s.get(attachment).map(|a| a.spec.instance));
             instance.into_iter().for_each(|id| self.committer.wake(id.object()));

@@ -68,11 +68,19 @@ impl View {
     }
 
     /// The VM, with those devices that can be opened.
-    pub(super) fn spec(&self, run: Run, passport: Bytes, target: impl Fn(Id<Attachment>) -> Option<Target>) -> VmSpec {
+    pub(super) fn spec(
+        &self,
+        run: Run,
+        passport: Bytes,
+        target: impl Fn(Id<Attachment>) -> Option<Target>,
+    ) -> VmSpec {
         let ImageSpec::Kernel { kernel, initrd, cmdline } = &self.image;
         let cmdline = format!("{cmdline} {}", self.record.spec.cmdline).trim().to_owned();
-        let devices: BTreeMap<Uuid, Device> =
-            self.slots.iter().filter_map(|s| Some((s.attachment.uuid(), s.device(target(s.attachment)?)))).collect();
+        let devices: BTreeMap<Uuid, Device> = self
+            .slots
+            .iter()
+            .filter_map(|s| Some((s.attachment.uuid(), s.device(target(s.attachment)?))))
+            .collect();
         VmSpec {
             term: self.record.bind.term,
             run,

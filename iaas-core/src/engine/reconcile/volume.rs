@@ -38,7 +38,9 @@ pub(super) async fn look(work: &Work, id: Id<Volume>) -> Result<Next> {
     let seen = match current {
         Some(seen) => seen,
         None => match provider.ensure(&cx, id.cast(), record.meta.effect, &wanted(&record)?).await {
-            Err(error) if hopeless(&error) && record.status.seen.is_none() => return give_up(work, id, error).await,
+            Err(error) if hopeless(&error) && record.status.seen.is_none() => {
+                return give_up(work, id, error).await;
+            }
             other => other?,
         },
     };
@@ -66,7 +68,10 @@ async fn keep(work: &Work, record: &Record<Volume>, seen: &Seen<PoolVolume>) -> 
     let settled = seen.phase == Phase::Settled;
     let open = settled && work.committer.read(|s| !s.open_operations(&id.object()).is_empty());
     let same = record.status.seen.as_ref().is_some_and(|(rev, phase, is)| {
-        *rev == seen.applied && same_phase(phase, &seen.phase) && is.size == seen.is.size && is.writer == seen.is.writer
+        *rev == seen.applied
+            && same_phase(phase, &seen.phase)
+            && is.size == seen.is.size
+            && is.writer == seen.is.writer
     });
     if same && !open {
         return Ok(());
