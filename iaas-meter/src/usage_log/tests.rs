@@ -95,6 +95,18 @@ async fn segments_follow_each_other_and_the_chain_runs_through_them() {
 }
 
 #[tokio::test]
+async fn the_chain_is_what_anybody_can_compute_from_the_events() {
+    let folder = log_of(1..=3).await;
+    let mut chain = [0; 32];
+    for event in events(1..=3) {
+        let mut both = chain.to_vec();
+        ciborium::into_writer(&event, &mut both).unwrap();
+        chain = Digest::of(&both).0;
+    }
+    assert_eq!(open(folder.path()).unwrap().head(), Head { records: 3, chain: Digest(chain) });
+}
+
+#[tokio::test]
 async fn folder_and_files_are_for_our_eyes_only() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("usage");
@@ -214,7 +226,8 @@ async fn a_missing_or_swapped_segment_is_named() {
     fs::rename(&two, &aside).unwrap();
     assert_eq!(verify(folder.path()).unwrap().unwrap_err().segment, 2);
     fs::copy(&three, &two).unwrap();
-    assert_eq!(verify(folder.path()).unwrap().unwrap_err().segment, 2);
+    let swapped = verify(folder.path()).unwrap().unwrap_err();
+    assert_eq!((swapped.segment, swapped.offset), (2, 0));
     // A segment that is not the last has no tail to tear.
     let whole = fs::read(&aside).unwrap();
     fs::write(&two, &whole[..whole.len() - 1]).unwrap();
