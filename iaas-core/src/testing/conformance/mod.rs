@@ -13,7 +13,20 @@
 //! A [`Saboteur`] is a rig around a clean implementation that breaks just one clause; [`Matrix`] proves that the check of
 //! that clause notices.
 
+pub mod artifacts;
+mod calls;
+pub mod converge;
+pub mod fakes;
+pub mod hypervisor;
+pub mod inventory;
+pub mod net_program;
+mod packet;
+pub mod plugs;
+pub mod provider;
+pub mod rig;
 pub mod state_store;
+pub mod volume_access;
+pub mod volume_pool;
 
 use std::any::Any;
 use std::fmt;
@@ -30,6 +43,9 @@ pub type Verdict = Result<(), String>;
 
 /// A check under way.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>;
+
+/// A future that borrows nothing.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// One clause of a contract as code, for rigs of type `R`.
 pub struct Check<R: ?Sized + 'static> {

@@ -1,0 +1,35 @@
+//! Every fake keeps its contract, in this process and over the wire.
+#![cfg(feature = "conformance")]
+
+use iaas_core::testing::conformance::artifacts;
+use iaas_core::testing::conformance::fakes::*;
+use iaas_core::testing::conformance::hypervisor;
+use iaas_core::testing::conformance::inventory;
+use iaas_core::testing::conformance::net_program;
+use iaas_core::testing::conformance::plugs;
+use iaas_core::testing::conformance::volume_access;
+use iaas_core::testing::conformance::volume_pool;
+
+macro_rules! direct {
+    ($($name:ident: $suite:ident on $rig:ident),+ $(,)?) => {
+        mod direct {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    $suite::run(&$rig::default()).await.assert_clean();
+                }
+            )+
+        }
+    };
+}
+
+direct! {
+    the_fake_hypervisor: hypervisor on FakeHypervisorRig,
+    the_fake_artifacts: artifacts on FakeArtifactsRig,
+    the_fake_pool: volume_pool on FakePoolRig,
+    the_fake_access: volume_access on FakeAccessRig,
+    the_fake_network: net_program on FakeNetRig,
+    the_fake_plugs: plugs on FakePlugsRig,
+    the_fake_inventory: inventory on FakeInventoryRig,
+}
