@@ -15,6 +15,7 @@ use crate::engine::placement::FirstFit;
 use crate::engine::run::EngineParts;
 use crate::engine::sites::Blobs;
 use crate::engine::sites::Sites;
+use crate::id;
 use crate::id::Fabric;
 use crate::id::Pool;
 use crate::security::Gate;
@@ -31,6 +32,7 @@ use crate::spi::state_store::StateStore;
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is opened"]
 pub struct CloudBuilder {
+    id: Option<Id<id::Cloud>>,
     store: Option<Arc<dyn StateStore>>,
     sites: Sites,
     authorizer: Option<Arc<dyn Authorizer>>,
@@ -46,6 +48,7 @@ pub struct CloudBuilder {
 impl Default for CloudBuilder {
     fn default() -> Self {
         Self {
+            id: None,
             store: None,
             sites: Sites::default(),
             authorizer: None,
@@ -61,6 +64,12 @@ impl Default for CloudBuilder {
 }
 
 impl CloudBuilder {
+    /// The cloud's id, for providers that are told it before the store is open; drawn at the first opening by default.
+    pub fn id(mut self, id: Id<id::Cloud>) -> Self {
+        self.id = Some(id);
+        self
+    }
+
     /// Where state is kept.
     pub fn store(mut self, store: Arc<dyn StateStore>) -> Self {
         self.store = Some(store);
@@ -147,6 +156,7 @@ impl CloudBuilder {
             |part: &str| Error::invalid(format!("a cloud needs {part}")).remedy("give it to the builder");
         let authorizer = self.authorizer.ok_or_else(|| missing("an authorizer"))?;
         let engine = Engine::open(EngineParts {
+            id: self.id,
             store: self.store.ok_or_else(|| missing("a state store"))?,
             clock: self.clock,
             placement: self.placement,

@@ -68,14 +68,15 @@ pub async fn take_lead(
     })
 }
 
-/// Reads the cloud's record, or makes a new cloud.
+/// Reads the cloud's record, or makes a new cloud; `wanted` is the id that it must have.
 ///
 /// # Errors
-/// `Unsupported` if a newer version wrote it.
+/// `Unsupported` if a newer version wrote it, `Conflict` if it is another cloud's.
 pub async fn cloud_record(
     store: &Arc<dyn StateStore>,
     clock: &Arc<dyn Clock>,
     lead: &Lead,
+    wanted: Option<Id<Cloud>>,
 ) -> Result<CloudRecord> {
     if let Some(entry) = store.get(CLOUD).await? {
         let record: CloudRecord = codec::decode(&entry.value)?;
@@ -83,10 +84,16 @@ pub async fn cloud_record(
             return Err(Error::unsupported(format!("the cloud's records have format {}", record.format))
                 .remedy(format!("use a newer version of this program; this one knows format {FORMAT}")));
         }
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != record.id) {
+            return Err(Error::conflict("the store is another cloud's")
+                .about(record.id.object())
+                .remedy("open it with that cloud's hosts, or give this cloud a store of its own")
+                .detail(format!("wanted cloud {wanted}")));
+        }
         return Ok(record);
     }
     let record = CloudRecord {
-        id: Id::from_uuid(clock.uuid()),
+        id: wanted.unwrap_or_else(|| Id::from_uuid(clock.uuid())),
         incarnation: clock.uuid(),
         created: clock.now(),
         format: FORMAT,

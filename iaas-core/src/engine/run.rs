@@ -69,6 +69,8 @@ pub struct Running<T> {
 /// What an engine is made of.
 #[derive(Debug)]
 pub struct EngineParts {
+    /// The id that the cloud must have, where its hosts know it already.
+    pub id: Option<Id<crate::id::Cloud>>,
     /// Where state is kept.
     pub store: Arc<dyn StateStore>,
     /// Time and ids.
@@ -134,10 +136,21 @@ impl Engine {
     /// # Errors
     /// Those of the store and of the providers; nothing was changed on any site before the claim.
     pub async fn open(parts: EngineParts) -> Result<Self> {
-        let EngineParts { store, clock, placement, sites, authorizer, meter, audit, blobs, operator, lease } =
-            parts;
+        let EngineParts {
+            id,
+            store,
+            clock,
+            placement,
+            sites,
+            authorizer,
+            meter,
+            audit,
+            blobs,
+            operator,
+            lease,
+        } = parts;
         let mut lead = adopt::take_lead(&store, &clock, lease, crate::Epoch(0)).await?;
-        let record = adopt::cloud_record(&store, &clock, &lead).await?;
+        let record = adopt::cloud_record(&store, &clock, &lead, id).await?;
         let state = adopt::load(&store).await?;
         let floor = adopt::check_newest(&sites, &record, &state).await?;
         if floor >= lead.epoch {
