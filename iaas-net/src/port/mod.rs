@@ -1,0 +1,10 @@
+//! Ports: how frames come to the switch and go from it.
+
+pub mod memory;
+pub mod opener;
+pub mod ring;
+mod socket;
+
+pub use memory::MemoryPort;
+pub use opener::RingOpener;
+pub use ring::RingPort;
