@@ -53,8 +53,6 @@ pub struct RoleStart {
     pub counters: CountersPage,
     /// The trace in which it was started.
     pub trace: Option<String>,
-    /// Proves that it lives: held until the process ends.
-    pub lock: RoleLock,
 }
 
 /// Returns if this process is not a role.
@@ -82,7 +80,7 @@ fn run(roles: &Roles, role: Option<&str>, id: Option<&str>, parent: Option<&str>
     let id =
         id.and_then(|id| Uuid::try_parse(id).ok()).ok_or_else(|| Error::invalid("a role needs an id"))?;
     let control = take_stdin()?;
-    let start = shake_hands(&control, role.as_ref(), id)?;
+    let (start, _lock) = shake_hands(&control, role.as_ref(), id)?;
     drop(control);
     let span = tracing::info_span!("role", name, %id, trace = start.trace);
     Ok(span.in_scope(|| role.main(start, roles)))
@@ -136,7 +134,7 @@ fn take_stdin() -> Result<UnixStream> {
     taken.map_err(|e| Error::unavailable("the role has no connection to control").because(&e))
 }
 
-fn shake_hands(control: &UnixStream, role: &dyn Role, id: Uuid) -> Result<RoleStart> {
+fn shake_hands(control: &UnixStream, role: &dyn Role, id: Uuid) -> Result<(RoleStart, RoleLock)> {
     // Control's own limit is shorter; and if it dies, so do we.
     let until = Instant::now() + PATIENCE;
     let (hello, fds) = frame::receive::<HelloRole>(control, until)?;
@@ -145,7 +143,7 @@ fn shake_hands(control: &UnixStream, role: &dyn Role, id: Uuid) -> Result<RoleSt
     }
     let fds = named(hello.fds, fds)?.into_iter().collect();
     let folder = RoleFolder::new(hello.folder, hello.socket);
-    let lock = RoleLock::try_take(&folder.lock_path())?.ok_or_else(|| {
+    let mut lock = RoleLock::try_take(&folder.lock_path())?.ok_or_else(|| {
         Error::conflict("another process is this role").remedy("adopt it instead of starting it again")
     })?;
     let counters = CountersPage::create(&folder.counters_path())?;
@@ -154,20 +152,12 @@ fn shake_hands(control: &UnixStream, role: &dyn Role, id: Uuid) -> Result<RoleSt
     frame::receive::<Stored>(control, until)?;
     rustix::process::set_parent_process_death_signal(None)
         .map_err(|e| Error::unavailable("the role could not be untied from its parent").because(&e))?;
+    lock.detach(&folder.lock_path())?;
     // Control may be gone by now: this role is on its own, and whoever adopts it will find it.
     let _ = frame::send(control, &Detached {}, Vec::new(), until);
     let (args, trace) = (hello.args, hello.trace);
-    Ok(RoleStart {
-        id,
-        args,
-        fds,
-        folder: folder.path().to_owned(),
-        runtime: hello.runtime,
-        server,
-        counters,
-        trace,
-        lock,
-    })
+    let folder = folder.path().to_owned();
+    Ok((RoleStart { id, args, fds, folder, runtime: hello.runtime, server, counters, trace }, lock))
 }
 
 /// `ExitCode` does not tell its number, but can be compared.

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::Identity;
 use super::counters::CountersPage;
+use super::lock::LockState;
 use super::lock::RoleLock;
 use crate::Error;
 use crate::ErrorKind;
@@ -73,8 +74,8 @@ impl RoleFolder {
     }
 
     /// Whether a process holds the role's lock.
-    pub fn is_locked(&self) -> Result<bool> {
-        RoleLock::is_held(&self.lock_path())
+    pub fn lock_state(&self) -> Result<LockState> {
+        RoleLock::state(&self.lock_path())
     }
 
     pub(super) fn exists(&self) -> Result<bool> {

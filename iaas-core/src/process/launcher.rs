@@ -32,6 +32,7 @@ use super::handshake::HelloRole;
 use super::handshake::MARKER;
 use super::handshake::Ready;
 use super::handshake::Stored;
+use super::lock::LockState;
 use super::lock::Range;
 use super::lock::RangeLock;
 use super::protocol::Answer;
@@ -375,24 +376,31 @@ enum Life {
     Unclear(Error),
 }
 
-/// Whether a process is left of the role, by its record and its lock.
+/// Whether a process is left of the role, by its record and its lock. The caller holds the guard, so nobody else is starting
+/// the role; but a start may just have been cut off, and then the process is about to die or to detach.
 fn life(role: &str, id: Uuid, folder: &RoleFolder) -> Result<Life> {
-    let locked = folder.is_locked()?;
-    let recorded = folder.identity();
-    let pidfd = match &recorded {
-        Ok(Some(identity)) => identity.pidfd()?.map(|fd| (*identity, fd)),
-        _ => None,
-    };
-    match (pidfd, locked) {
-        (Some((identity, pidfd)), true) => Ok(Life::Alive(identity, pidfd)),
-        // A process gives its locks back shortly before it is gone.
-        (Some((_, pidfd)), false) => match wait_end(&pidfd, ENDING)? {
-            true => Ok(Life::Gone),
-            false => Ok(Life::Unclear(Error::unavailable("a role runs without its lock"))),
-        },
-        (None, false) => Ok(Life::Gone),
-        // Either the start was cut off and the process is about to die with control, or the record is lost.
-        (None, true) => recover(role, id, folder),
+    let until = Instant::now() + ENDING;
+    loop {
+        let recorded = folder.identity().ok().flatten();
+        let process = match recorded {
+            Some(identity) => identity.pidfd()?.map(|fd| (identity, fd)),
+            None => None,
+        };
+        match (process, folder.lock_state()?) {
+            (None, LockState::Free) => return Ok(Life::Gone),
+            (Some((identity, pidfd)), LockState::Detached) => return Ok(Life::Alive(identity, pidfd)),
+            // It gives its lock back shortly before it is gone.
+            (Some((_, pidfd)), LockState::Free) if wait_end(&pidfd, ENDING)? => return Ok(Life::Gone),
+            (Some(_), LockState::Free) => {
+                return Ok(Life::Unclear(Error::unavailable("a role runs without its lock")));
+            }
+            (Some(_), LockState::Held) if Instant::now() >= until => {
+                return Ok(Life::Unclear(Error::unavailable("a role neither detaches nor ends")));
+            }
+            (Some(_), LockState::Held) => std::thread::sleep(GUARD_PAUSE),
+            // The record is lost, or of another life.
+            (None, LockState::Held | LockState::Detached) => return recover(role, id, folder),
+        }
     }
 }
 
@@ -401,7 +409,7 @@ fn recover(role: &str, id: Uuid, folder: &RoleFolder) -> Result<Life> {
     let until = Instant::now() + ENDING;
     let mut last = None;
     while Instant::now() < until {
-        if !folder.is_locked()? {
+        if folder.lock_state()? == LockState::Free {
             return Ok(Life::Gone);
         }
         match ask_identity(role, id, folder, until.min(Instant::now() + ASK)) {

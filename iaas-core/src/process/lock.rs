@@ -18,28 +18,56 @@ use crate::Result;
 /// Proves that its holder lives: taken at the start of a role, given back by the kernel at its end.
 #[derive(Debug)]
 pub struct RoleLock {
-    _lock: RangeLock,
+    _lives: RangeLock,
+    detached: Option<RangeLock>,
+}
+
+/// What the lock of a role says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockState {
+    /// No process is left that is this role.
+    Free,
+    /// A process lives that still dies with the control process that started it.
+    Held,
+    /// A process lives on its own.
+    Detached,
 }
 
 impl RoleLock {
     /// Takes the lock at `path`, making the file; `None` if another process holds it.
     pub fn try_take(path: &Path) -> Result<Option<Self>> {
-        Ok(RangeLock::try_take(path, WHOLE)?.map(|lock| Self { _lock: lock }))
+        Ok(RangeLock::try_take(path, LIVES)?.map(|lock| Self { _lives: lock, detached: None }))
+    }
+
+    /// Lets others see that its holder lives on its own now.
+    pub(super) fn detach(&mut self, path: &Path) -> Result<()> {
+        self.detached = RangeLock::try_take(path, DETACHED)?;
+        match self.detached {
+            Some(_) => Ok(()),
+            None => Err(Error::internal("another process holds half of a role's lock")),
+        }
     }
 
     /// Whether somebody holds the lock at `path`; never in the way of one who takes it. A missing file is held by nobody,
     /// and is not made.
-    pub fn is_held(path: &Path) -> Result<bool> {
+    pub fn state(path: &Path) -> Result<LockState> {
         let file = match File::open(path) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(LockState::Free),
             Err(e) => return Err(cannot_lock(path, &e)),
         };
-        let mut found = WHOLE.flock()?;
-        nix::fcntl::fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found))
-            .map_err(|e| cannot_lock(path, &e.into()))?;
-        // fcntl(2): the type becomes F_UNLCK when nothing is in the way, else the lock that is.
-        Ok(i32::from(found.l_type) != libc::F_UNLCK)
+        let is_held = |range: Range| {
+            let mut found = range.flock()?;
+            nix::fcntl::fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found))
+                .map_err(|e| cannot_lock(path, &e.into()))?;
+            // fcntl(2): the type becomes F_UNLCK when nothing is in the way, else the lock that is.
+            Ok(i32::from(found.l_type) != libc::F_UNLCK)
+        };
+        Ok(match (is_held(DETACHED)?, is_held(LIVES)?) {
+            (true, _) => LockState::Detached,
+            (false, true) => LockState::Held,
+            (false, false) => LockState::Free,
+        })
     }
 }
 
@@ -106,8 +134,10 @@ fn cannot_lock(path: &Path, e: &std::io::Error) -> Error {
         .outcome_is(crate::Outcome::NotDone)
 }
 
-/// What a role locks.
-const WHOLE: Range = Range { start: 0, len: 1, exclusive: true };
+/// What a role locks as long as it lives.
+const LIVES: Range = Range { start: 0, len: 1, exclusive: true };
+/// What it locks from when it is on its own.
+const DETACHED: Range = Range { start: 1, len: 1, exclusive: true };
 
 #[cfg(test)]
 mod tests {
@@ -117,13 +147,16 @@ mod tests {
     fn a_role_lock_is_held_until_its_holder_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        assert!(!RoleLock::is_held(&path).unwrap());
+        let state = || RoleLock::state(&path).unwrap();
+        assert_eq!(state(), LockState::Free);
         assert!(!path.exists());
-        let held = RoleLock::try_take(&path).unwrap().unwrap();
-        assert!(RoleLock::is_held(&path).unwrap());
+        let mut held = RoleLock::try_take(&path).unwrap().unwrap();
+        assert_eq!(state(), LockState::Held);
         assert!(RoleLock::try_take(&path).unwrap().is_none());
+        held.detach(&path).unwrap();
+        assert_eq!(state(), LockState::Detached);
         drop(held);
-        assert!(!RoleLock::is_held(&path).unwrap());
+        assert_eq!(state(), LockState::Free);
     }
 
     #[test]

@@ -24,7 +24,8 @@
 //!   ack ──────────────────────────────────────▶  no longer dies with control
 //!                                ◀────────────── detached; then Role::main runs
 //! ```
-//! So a crash of control at any moment leaves either no process, or one that [`Launcher::adopt`] finds. A role is named by
+//! So a crash of control at any moment leaves either no process, or one that [`Launcher::adopt`] finds. The lock has two
+//! bytes: the second is taken when the role has detached, so that one which is about to die with control is not adopted. A role is named by
 //! its [`Identity`] (pid, start time and boot of the host), together with the lock that it holds; never by a pid alone.
 //!
 //! # Where things are
@@ -67,6 +68,7 @@ pub use identity::Identity;
 pub use launcher::Adopted;
 pub use launcher::Launcher;
 pub use launcher::PASSPORT_MAX;
+pub use lock::LockState;
 pub use lock::RoleLock;
 pub use server::ControlServer;
 pub use server::Reply;
