@@ -24,6 +24,7 @@ mod packet;
 pub mod plugs;
 pub mod provider;
 pub mod rig;
+pub mod sabotage;
 pub mod state_store;
 pub mod volume_access;
 pub mod volume_pool;

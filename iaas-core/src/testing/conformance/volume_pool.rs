@@ -56,7 +56,7 @@ pub trait PoolRig: ConvergeRig<PoolVolume> + Rig<Provider = dyn VolumePool> {
 
 /// What a wrap may do to the devices of a pool.
 pub(crate) trait WrapDevice: Send + Sync {
-    fn device(&self, device: Box<dyn BlockDevice>, _term: &mut Term) -> Box<dyn BlockDevice> {
+    fn device(&self, device: Box<dyn BlockDevice>) -> Box<dyn BlockDevice> {
         device
     }
     /// The term that a writer claims instead of its own.
@@ -68,9 +68,8 @@ pub(crate) trait WrapDevice: Send + Sync {
 #[async_trait]
 impl<R: PoolRig, W: Wrap<dyn VolumePool> + WrapDevice> PoolRig for Wrapped<R, W> {
     async fn open(&self, volume: Id<PoolVolume>, term: Term, mode: Mode) -> Result<Box<dyn BlockDevice>> {
-        let mut term = self.by.term(term);
-        let device = self.inner.open(volume, term, mode).await?;
-        Ok(self.by.device(device, &mut term))
+        let device = self.inner.open(volume, self.by.term(term), mode).await?;
+        Ok(self.by.device(device))
     }
     async fn used(&self) -> Result<Option<u64>> {
         self.inner.used().await

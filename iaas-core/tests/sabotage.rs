@@ -1,0 +1,56 @@
+//! Each clause of each contract has a saboteur, each is caught by the check of its own clause, and the clean fake by none.
+#![cfg(feature = "conformance")]
+
+use iaas_core::testing::conformance::Matrix;
+use iaas_core::testing::conformance::artifacts;
+use iaas_core::testing::conformance::fakes::*;
+use iaas_core::testing::conformance::hypervisor;
+use iaas_core::testing::conformance::inventory;
+use iaas_core::testing::conformance::net_program;
+use iaas_core::testing::conformance::plugs;
+use iaas_core::testing::conformance::sabotage;
+use iaas_core::testing::conformance::state_store;
+use iaas_core::testing::conformance::volume_access;
+use iaas_core::testing::conformance::volume_pool;
+
+/// How many clauses a suite has a saboteur for.
+fn clauses(matrix: &Matrix) -> usize {
+    let mut clauses: Vec<_> = matrix.rows.iter().map(|(clause, ..)| *clause).collect();
+    clauses.sort_unstable();
+    clauses.dedup();
+    clauses.len()
+}
+
+macro_rules! matrices {
+    ($($name:ident: $suite:ident, $rig:ident, $saboteurs:ident, at least $least:literal;)+) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let (checks, saboteurs) = ($suite::suite(), sabotage::$saboteurs());
+                let matrix = Matrix::of(stringify!($suite), &checks, &$rig::default(), &saboteurs).await;
+                println!("{matrix}");
+                matrix.assert_caught();
+                assert!(clauses(&matrix) >= $least, "only {} clauses have a saboteur", clauses(&matrix));
+            }
+        )+
+    };
+}
+
+matrices! {
+    hypervisor_saboteurs_are_caught: hypervisor, FakeHypervisorRig, hypervisor_saboteurs, at least 25;
+    pool_saboteurs_are_caught: volume_pool, FakePoolRig, pool_saboteurs, at least 23;
+    access_saboteurs_are_caught: volume_access, FakeAccessRig, access_saboteurs, at least 18;
+    artifacts_saboteurs_are_caught: artifacts, FakeArtifactsRig, artifacts_saboteurs, at least 17;
+    network_saboteurs_are_caught: net_program, FakeNetRig, net_saboteurs, at least 11;
+    plugs_saboteurs_are_caught: plugs, FakePlugsRig, plugs_saboteurs, at least 20;
+    inventory_saboteurs_are_caught: inventory, FakeInventoryRig, inventory_saboteurs, at least 4;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_store_saboteurs_are_caught() {
+    let clean = state_store::MemoryRig::default();
+    let matrix = Matrix::of("state_store", state_store::suite(), &clean, &state_store::saboteurs()).await;
+    println!("{matrix}");
+    matrix.assert_caught();
+    assert!(clauses(&matrix) >= 15);
+}
