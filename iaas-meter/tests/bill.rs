@@ -196,6 +196,11 @@ async fn a_new_price_book_splits_the_bill_where_it_begins_and_never_reaches_back
     let refused = story.meter.bill(story.project, at(0), at(10_800), book(), &dearer).await.unwrap_err();
     assert_eq!((refused.kind(), refused.object()), (ErrorKind::Invalid, Some(&vm)));
     story.meter.bill(story.project, at(7200), at(10_800), book(), &dearer).await.unwrap();
+    // A period within the second book has one bill, by that book.
+    let later = Period::new(at(8000), at(11_600)).unwrap();
+    let bills_later = story.meter.bills(story.project, later, &schedule).await.unwrap();
+    let [bill] = &*bills_later else { panic!("{bills_later:?}") };
+    assert_eq!((bill.price_book.uuid().as_u128(), &*bill.total), (78, "0.05"));
     // A book that begins after the period changes nothing in it.
     schedule.insert(Id::from_uuid(Uuid::from_u128(79)), prices("EUR", 99_999)).unwrap();
     assert_eq!(story.meter.bills(story.project, period, &schedule).await.unwrap(), bills);
@@ -233,8 +238,11 @@ async fn each_line_can_be_traced_to_the_events_that_made_it() {
     let [Evidence::Counted(counted)] = &*why[0].evidence else { panic!("{why:?}") };
     // The first reading at 100 is within the period, so all 90 bytes are.
     assert_eq!((counted.opening, counted.closing.total, counted.closing.at), (None, 90, at(200)));
-    let nothing = story.meter.explain(story.project, period, &vm, "tx-bytes").await.unwrap_err();
-    assert_eq!(nothing.kind(), ErrorKind::NotFound);
+    for (resource, meter, from, to) in [(&vm, "tx-bytes", 0, 250), (&port, "tx-bytes", 0, 50)] {
+        let period = Period::new(at(from), at(to)).unwrap();
+        let nothing = story.meter.explain(story.project, period, resource, meter).await.unwrap_err();
+        assert_eq!(nothing.kind(), ErrorKind::NotFound);
+    }
 }
 
 #[tokio::test]

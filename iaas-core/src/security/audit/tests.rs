@@ -101,6 +101,17 @@ fn every_leaf_of_every_log_is_proved_and_no_other() {
 }
 
 #[test]
+fn a_proof_for_another_size_is_too_short_or_too_long() {
+    let log = log_of(4);
+    let of_two = InclusionProof { size: 4, ..log.inclusion(0, 2).unwrap() };
+    assert!(of_two.verify(&leaf(0), &log.root_at(2).unwrap()).is_err());
+    let of_four = InclusionProof { size: 2, ..log.inclusion(0, 4).unwrap() };
+    assert!(of_four.verify(&leaf(0), &log.root()).is_err());
+    let from_three = ConsistencyProof { new: 8, ..log.consistency(3, 4).unwrap() };
+    assert!(from_three.verify(&log.root_at(3).unwrap(), &log.root()).is_err());
+}
+
+#[test]
 fn every_log_begins_with_every_earlier_one() {
     let log = log_of(64);
     for new in 0..=64 {
