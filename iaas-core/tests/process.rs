@@ -110,6 +110,7 @@ impl Role for Echo {
             "count" => {
                 counters.write(&request.body).map(|seq| Bytes::copy_from_slice(&seq.to_le_bytes()).into())
             }
+            "whose" => Ok(Bytes::from(format!("{:?} {:?}", request.op, request.trace)).into()),
             "fds" => Ok(Bytes::from(open_files(std::process::id()).join("\n")).into()),
             "env" => Ok(Bytes::from(std::env::vars().map(|(k, _)| k + "\n").collect::<String>()).into()),
             "stop" => {
@@ -220,12 +221,16 @@ fn a_role_starts_answers_passes_descriptors_and_leaves_nothing() {
         let names: Vec<(&str, Bytes)> =
             fds.iter().map(|(n, fd)| (n.as_str(), read_all(fd).unwrap())).collect();
         assert_eq!(names, [("a", Bytes::from_static(b"A")), ("b", Bytes::from_static(b"B"))]);
+        let traced = Call { trace: Some("t".to_owned()), ..call(1) };
+        let whose = ask(&role.on_behalf(&traced), "whose").await.unwrap();
+        assert_eq!(whose, format!("{:?} {:?}", Some(traced.op.uuid()), traced.trace));
         let error = ask(&role, "levitate").await.unwrap_err();
         assert_eq!((error.kind(), error.outcome()), (ErrorKind::Unsupported, Outcome::NotDone));
         lab.check_modes(&role);
         assert_eq!(ask(&role, "stop").await.unwrap(), "bye");
         role.exited().await.unwrap();
         assert!(!role.is_alive().unwrap());
+        assert!(!Path::new("/proc").join(role.pid().to_string()).exists(), "not even a zombie");
         let error = ask(&role, "args").await.unwrap_err();
         assert_eq!((error.kind(), error.outcome()), (ErrorKind::Unavailable, Outcome::NotDone));
         assert_eq!(role.folder().log_tail(100), format!("hello from {id}\n"));
