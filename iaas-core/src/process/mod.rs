@@ -47,6 +47,7 @@ mod handshake;
 mod identity;
 mod launcher;
 mod lock;
+mod openers;
 mod protocol;
 mod server;
 
@@ -70,6 +71,7 @@ pub use launcher::Launcher;
 pub use launcher::PASSPORT_MAX;
 pub use lock::LockState;
 pub use lock::RoleLock;
+pub use openers::Parcel;
 pub use server::ControlServer;
 pub use server::Reply;
 pub use server::Request;

@@ -5,6 +5,9 @@ use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use serde::Deserialize;
+use serde::Serialize;
+
 use super::BlockDevice;
 use super::FramePort;
 use crate::Result;
@@ -22,7 +25,8 @@ pub struct Grant {
 }
 
 /// What an opener needs of the jail around it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Needs {
     /// io_uring.
     pub io_uring: bool,
