@@ -156,8 +156,10 @@ fn a_checkpoint_reads_back_and_notices_a_changed_or_shorter_log() {
     for bad in ["", "o\n5\n", "o\n05\nAAAA\n", "o\n+5\nAAAA\n", "o\n5\nAAAA\n", text.trim_end()] {
         assert!(bad.parse::<Checkpoint>().is_err(), "{bad:?}");
     }
-    let more = format!("{text}more\n");
-    assert!(more.parse::<Checkpoint>().is_err());
+    for (good, bad) in [("5\n", "05\n"), ("5\n", "+5\n"), ("=\n", "=\nmore\n"), ("=\n", "\n")] {
+        let changed = text.replacen(good, bad, 1);
+        assert!(changed != text && changed.parse::<Checkpoint>().is_err(), "{changed:?}");
+    }
 }
 
 proptest! {

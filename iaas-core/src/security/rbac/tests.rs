@@ -140,6 +140,27 @@ async fn a_question_about_newer_policies_is_not_answered_by_older_ones() {
 }
 
 #[tokio::test]
+async fn parents_may_be_told_one_step_at_a_time() {
+    let rbac = rbac(vec![role(1, &["*"]), binding(1, "ann", 1, object("cloud", 0))]).await;
+    let line = [object("instance", 1), object("project", 1), object("organization", 1), object("cloud", 0)];
+    let parents = line.windows(2).map(|two| (two[0].clone(), vec![two[1].clone()])).collect();
+    let queries = vec![("x.y".to_owned(), object("instance", 1)), ("x.y".to_owned(), object("instance", 2))];
+    let ask = Ask { who: who("ann", &[]), queries, parents, policy: Rev(0) };
+    let decided: Vec<_> = rbac.decide(&ask).await.unwrap().iter().map(|d| d.allowed).collect();
+    assert_eq!(decided, [true, false]);
+}
+
+#[tokio::test]
+async fn a_full_update_is_everything() {
+    let ann = binding(1, "ann", 1, object("project", 1));
+    let rbac = rbac(vec![role(1, &["*"]), ann]).await;
+    let bob = binding(2, "bob", 1, object("project", 1));
+    rbac.load(&full(6, vec![role(1, &["*"]), bob])).await.unwrap();
+    assert!(!may(&rbac, who("ann", &[]), "instance.start", object("instance", 1)).await);
+    assert!(may(&rbac, who("bob", &[]), "instance.start", object("instance", 1)).await);
+}
+
+#[tokio::test]
 async fn parents_in_a_ring_do_not_hang_a_decision() {
     let rbac = rbac(vec![role(1, &["*"]), binding(1, "ann", 1, object("cloud", 0))]).await;
     let (a, b) = (object("project", 1), object("project", 2));
