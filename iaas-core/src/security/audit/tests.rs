@@ -107,6 +107,9 @@ fn a_proof_for_another_size_is_too_short_or_too_long() {
     assert!(of_two.verify(&leaf(0), &log.root_at(2).unwrap()).is_err());
     let of_four = InclusionProof { size: 2, ..log.inclusion(0, 4).unwrap() };
     assert!(of_four.verify(&leaf(0), &log.root()).is_err());
+    // The path goes on where the tree that it claims has ended.
+    let beyond = InclusionProof { index: 0, size: 2, ..log.inclusion(2, 4).unwrap() };
+    assert!(beyond.verify(&leaf(2), &log.root()).is_err());
     let from_three = ConsistencyProof { new: 8, ..log.consistency(3, 4).unwrap() };
     assert!(from_three.verify(&log.root_at(3).unwrap(), &log.root()).is_err());
 }
