@@ -7,11 +7,14 @@ use iaas_core::testing::conformance::hypervisor;
 use iaas_core::testing::conformance::inventory;
 use iaas_core::testing::conformance::net_program;
 use iaas_core::testing::conformance::plugs;
+use iaas_core::testing::conformance::rig::Wrapped;
 use iaas_core::testing::conformance::volume_access;
 use iaas_core::testing::conformance::volume_pool;
+use iaas_core::testing::conformance::wire::Wire;
 
-macro_rules! direct {
-    ($($name:ident: $suite:ident on $rig:ident),+ $(,)?) => {
+/// Runs each suite on its rig, and on the same rig with a unix socket between.
+macro_rules! suites {
+    ($($name:ident: $suite:ident on $rig:ident;)+) => {
         mod direct {
             use super::*;
             $(
@@ -21,15 +24,25 @@ macro_rules! direct {
                 }
             )+
         }
+
+        mod remote {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    $suite::run(&Wrapped::new($rig::default(), Wire)).await.assert_clean();
+                }
+            )+
+        }
     };
 }
 
-direct! {
-    the_fake_hypervisor: hypervisor on FakeHypervisorRig,
-    the_fake_artifacts: artifacts on FakeArtifactsRig,
-    the_fake_pool: volume_pool on FakePoolRig,
-    the_fake_access: volume_access on FakeAccessRig,
-    the_fake_network: net_program on FakeNetRig,
-    the_fake_plugs: plugs on FakePlugsRig,
-    the_fake_inventory: inventory on FakeInventoryRig,
+suites! {
+    the_fake_hypervisor: hypervisor on FakeHypervisorRig;
+    the_fake_artifacts: artifacts on FakeArtifactsRig;
+    the_fake_pool: volume_pool on FakePoolRig;
+    the_fake_access: volume_access on FakeAccessRig;
+    the_fake_network: net_program on FakeNetRig;
+    the_fake_plugs: plugs on FakePlugsRig;
+    the_fake_inventory: inventory on FakeInventoryRig;
 }

@@ -15,6 +15,7 @@ pub mod key;
 pub mod meter;
 pub mod network;
 pub mod placement;
+pub mod remote;
 pub mod state_store;
 pub mod stream;
 pub mod target;

@@ -1,4 +1,4 @@
-//! The contract of [`Artifacts`](crate::spi::artifact::Artifacts).
+//! The contract of [`Artifacts`].
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! The contract of [`Converge`](crate::spi::Converge), written once for all kinds.
+//! The contract of [`Converge`], written once for all kinds.
 
 use std::future::Future;
 use std::task::Poll;
@@ -33,7 +33,7 @@ use crate::spi::Phase;
 use crate::spi::Provider;
 use crate::testing::fake::Fault;
 
-/// The checks of [`Provider`](crate::spi::Provider) and of `Converge<K>`.
+/// The checks of [`Provider`] and of `Converge<K>`.
 pub fn checks<K: Kind, R: ConvergeRig<K> + ?Sized>() -> Vec<Check<R>> {
     let mut all = provider::checks();
     all.extend([

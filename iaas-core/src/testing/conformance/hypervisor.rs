@@ -1,4 +1,4 @@
-//! The contract of [`Hypervisor`](crate::spi::hypervisor::Hypervisor).
+//! The contract of [`Hypervisor`].
 
 use std::time::Duration;
 

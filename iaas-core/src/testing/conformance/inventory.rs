@@ -1,4 +1,4 @@
-//! The contract of [`HostInventory`](crate::spi::host::HostInventory).
+//! The contract of [`HostInventory`].
 
 use std::time::Duration;
 

@@ -28,6 +28,7 @@ pub mod sabotage;
 pub mod state_store;
 pub mod volume_access;
 pub mod volume_pool;
+pub mod wire;
 
 use std::any::Any;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The contract of [`NetProgram`](crate::spi::network::NetProgram), and what the wire really does.
+//! The contract of [`NetProgram`], and what the wire really does.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

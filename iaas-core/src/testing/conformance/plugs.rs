@@ -1,4 +1,4 @@
-//! The contract of [`Plugs`](crate::spi::network::Plugs).
+//! The contract of [`Plugs`].
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! The contract of [`Provider`](crate::spi::Provider), for rigs of any trait.
+//! The contract of [`Provider`], for rigs of any trait.
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -1,4 +1,4 @@
-//! The contract of [`StateStore`](crate::spi::state_store::StateStore), clause by clause.
+//! The contract of [`StateStore`], clause by clause.
 
 mod sabotage;
 

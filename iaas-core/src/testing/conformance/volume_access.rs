@@ -1,4 +1,4 @@
-//! The contract of [`VolumeAccess`](crate::spi::block::VolumeAccess).
+//! The contract of [`VolumeAccess`].
 
 use async_trait::async_trait;
 

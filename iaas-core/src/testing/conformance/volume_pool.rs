@@ -1,4 +1,4 @@
-//! The contract of [`VolumePool`](crate::spi::block::VolumePool), down to the bytes.
+//! The contract of [`VolumePool`], down to the bytes.
 
 use std::time::Duration;
 

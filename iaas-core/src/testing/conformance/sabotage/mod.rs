@@ -1,6 +1,6 @@
 //! Saboteurs: a clean implementation with one clause broken, to prove that the clause's check notices.
 //!
-//! [`Spoiled`] stands around any implementation and speaks its trait; what it spoils is one [`Spoil`].
+//! A saboteur stands around any implementation and speaks its trait; it spoils one thing.
 
 mod data;
 mod kinds;
