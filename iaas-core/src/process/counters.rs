@@ -18,6 +18,7 @@ use bytes::Bytes;
 use sha2::Digest as _;
 use sha2::Sha256;
 
+use super::folder::open_plain;
 use crate::Error;
 use crate::Result;
 
@@ -44,7 +45,7 @@ impl CountersPage {
     /// # Errors
     /// `NotFound`: there is none.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| match e.kind() {
+        let file = open_plain(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::not_found("there is no page of counters").because(&e),
             _ => cannot(path, &e),
         })?;

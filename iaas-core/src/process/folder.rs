@@ -202,7 +202,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// A small file's bytes; `None` if it is missing.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
+    let file = match open_plain(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(cannot("opened", path, &e)),
@@ -212,8 +212,16 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+/// Opens a file of a role's folder for reading. A role that was taken over may have put a link or a pipe in its place: neither
+/// leads elsewhere nor blocks.
+pub(super) fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a plain file")) }
+}
+
 fn tail(path: &Path, max: u64) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = open_plain(path)?;
     let len = file.metadata()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(max)))?;
     let mut bytes = Vec::new();
@@ -275,6 +283,25 @@ mod tests {
         assert_eq!(folder.identity().unwrap(), Some(identity));
         fs::write(folder.record_path(), [0xff, 0x00]).unwrap();
         assert!(folder.identity().is_err());
+    }
+
+    #[test]
+    fn a_pipe_or_a_link_in_the_place_of_a_file_neither_blocks_nor_leads_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = made(dir.path());
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        for name in ["counters", "log", "lock"] {
+            nix::unistd::mkfifo(&folder.path().join(name), mode).unwrap();
+        }
+        fs::write(dir.path().join("secret"), "secret").unwrap();
+        fs::remove_file(folder.passport_path()).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("secret"), folder.passport_path()).unwrap();
+        assert!(folder.counters().is_err());
+        assert!(folder.lock_state().is_err());
+        assert!(folder.passport().is_err());
+        assert_eq!(folder.log_tail(100), "");
+        folder.remove().unwrap();
+        assert!(dir.path().join("secret").exists());
     }
 
     #[test]

@@ -239,6 +239,10 @@ mod tests {
     use std::fs::File;
     use std::io::Write as _;
 
+    use proptest::prelude::any;
+    use proptest::prop_assert_eq;
+    use proptest::proptest;
+
     use super::*;
 
     fn soon() -> Instant {
@@ -282,5 +286,39 @@ mod tests {
     fn too_large_a_message_is_refused_before_it_is_sent() {
         let error = Writer::new(&Bytes::from(vec![0; FRAME_MAX]), Vec::new()).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Invalid);
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in_however_they_are_cut(
+            texts in proptest::collection::vec(".{0,40}", 1..5),
+            cuts in proptest::collection::vec(1_usize..9, 1..50),
+        ) {
+            let mut wire = Vec::new();
+            for text in &texts {
+                wire.extend(Writer::new(text, Vec::new()).unwrap().bytes);
+            }
+            let (mut a, b) = UnixStream::pair().unwrap();
+            b.set_nonblocking(true).unwrap();
+            let (mut reader, mut seen, mut cuts) = (Reader::default(), Vec::new(), cuts.into_iter().cycle());
+            while !wire.is_empty() {
+                let rest = wire.split_off(cuts.next().unwrap().min(wire.len()));
+                a.write_all(&wire).unwrap();
+                wire = rest;
+                while let Ok(step) = reader.step(b.as_fd()) {
+                    if let Step::Frame(frame) = step {
+                        seen.push(decode::<String>(&frame.body).unwrap());
+                    }
+                }
+            }
+            prop_assert_eq!(seen, texts);
+        }
+
+        #[test]
+        fn no_bytes_of_a_peer_make_a_message_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<super::super::protocol::Ask>(&bytes);
+            let answer = decode::<super::super::protocol::Answer>(&bytes);
+            let _ = answer.and_then(|answer| answer.result(Vec::new()));
+        }
     }
 }

@@ -18,6 +18,8 @@ use bytes::Bytes;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::event::Timespec;
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
 use uuid::Uuid;
 
 use super::Identity;
@@ -309,9 +311,10 @@ impl Birth {
         let _guard = self.launcher.guard(self.hello.id)?;
         self.check_free()?;
         let folder = self.folder.clone();
-        folder.make(&self.passport).and_then(|()| self.start()).map_err(|e| {
-            let e = e.detail(format!("the end of its log: {}", folder.log_tail(LOG_TAIL)));
-            match folder.remove() {
+        folder.make(&self.passport).map_err(Failed::from).and_then(|()| self.start()).map_err(|failed| {
+            let e = failed.error.detail(format!("the end of its log: {}", folder.log_tail(LOG_TAIL)));
+            // What still has a process keeps its folder, by which it is found.
+            match failed.left.map_or_else(|| folder.remove(), Err) {
                 Ok(()) => e.outcome_is(Outcome::NotDone),
                 Err(left) => {
                     e.detail(format!("and it left something: {left:#}")).outcome_is(Outcome::Unknown)
@@ -334,8 +337,7 @@ impl Birth {
         }
     }
 
-    /// Leaves no process behind when it fails.
-    fn start(self) -> Result<RoleHandle> {
+    fn start(self) -> Result<RoleHandle, Failed> {
         let cannot = |e: io::Error| Error::unavailable("a role could not be started").because(&e);
         let (ours, theirs) = UnixStream::pair().map_err(cannot)?;
         let log = self.folder.open_log()?;
@@ -344,13 +346,9 @@ impl Birth {
             .stdin(OwnedFd::from(theirs))
             .stdout(log.try_clone().map_err(cannot)?)
             .stderr(Stdio::from(log));
-        let mut child = command.spawn().map_err(cannot)?;
+        let child = command.spawn().map_err(cannot)?;
         drop(command); // it holds their end of the socket
-        self.shake_hands(&ours, &child).inspect_err(|_| {
-            // It is our child and not yet waited for, so its pid is still its own.
-            let _ = child.kill();
-            let _ = child.wait();
-        })
+        self.shake_hands(&ours, &child).map_err(|error| Failed { error, left: end_child(&child).err() })
     }
 
     fn shake_hands(self, role: &UnixStream, child: &Child) -> Result<RoleHandle> {
@@ -367,6 +365,18 @@ impl Birth {
         frame::send(role, &Stored {}, Vec::new(), until)?;
         frame::receive::<Detached>(role, until)?;
         Ok(RoleHandle::new(&self.hello.role, self.hello.id, identity, pidfd, self.folder))
+    }
+}
+
+/// Why a start failed, and whether its process could not be ended.
+struct Failed {
+    error: Error,
+    left: Option<Error>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, left: None }
     }
 }
 
@@ -446,6 +456,18 @@ fn ask_identity(role: &str, id: Uuid, folder: &RoleFolder, until: Instant) -> Re
     }
     let pid = u32::try_from(peer.pid.as_raw_pid()).map_err(|e| silent(&e))?;
     Identity::of(pid)?.ok_or_else(|| Error::unavailable("the role ended"))
+}
+
+/// Kills a child that nobody has waited for, so that its pid is still its own.
+fn end_child(child: &Child) -> Result<()> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| Error::internal("a child without a pid"))?;
+    match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => end(&pidfd),
+        // The program ignores SIGCHLD, and the kernel has collected the child by itself.
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(Error::unavailable("a process could not be opened").because(&e)),
+    }
 }
 
 /// Kills the process and waits for its end.

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::FcntlArg;
 use nix::libc;
 
+use super::folder::open_plain;
 use crate::Error;
 use crate::Result;
 
@@ -51,7 +52,7 @@ impl RoleLock {
     /// Whether somebody holds the lock at `path`; never in the way of one who takes it. A missing file is held by nobody,
     /// and is not made.
     pub fn state(path: &Path) -> Result<LockState> {
-        let file = match File::open(path) {
+        let file = match open_plain(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(LockState::Free),
             Err(e) => return Err(cannot_lock(path, &e)),

@@ -35,7 +35,8 @@
 //!
 //! # What it does not do
 //! It does not restart a role (the owner decides), does not jail it (the role does that to itself, with everything it needs
-//! passed in as descriptors), and does not read the bodies of calls.
+//! passed in as descriptors), does not read the bodies of calls, and does not bound the log: a role must not write a line for
+//! each thing that a guest does.
 
 mod child;
 mod counters;

@@ -328,7 +328,8 @@ mod tests {
             roles.open_port(&target, parcel, &mut BTreeMap::new(), &Env::default()).unwrap_err().kind()
         };
         assert_eq!(open(&roles, &parcel), ErrorKind::Invalid);
-        assert_eq!(open(&roles, &Parcel { target: Uuid::nil(), ..parcel.clone() }), ErrorKind::Invalid);
+        let strange = Parcel { target: Uuid::nil(), fds: Vec::new(), dirs: Vec::new(), ..parcel.clone() };
+        assert_eq!(open(&roles, &strange), ErrorKind::Invalid);
         assert_eq!(open(&Roles::new(), &parcel), ErrorKind::Unsupported);
         assert_eq!(open(&roles, &Parcel { version: 9, ..parcel.clone() }), ErrorKind::Unsupported);
         drop(fds);
