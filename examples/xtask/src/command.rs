@@ -217,9 +217,17 @@ mod tests {
             Cmd::new("sh").args(["-c", &script]).limit(Duration::from_millis(300)).output().unwrap_err();
         assert!(failure.what().contains("was killed"), "{failure}");
         let grandchild = std::fs::read_to_string(&pid_file).unwrap();
-        // A killed orphan may still be a zombie of an init that does not reap; only a running one is a leak.
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", grandchild.trim())).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        // A killed orphan may stay a zombie under an init that does not reap; only one that never ends is a leak.
+        let ended = || {
+            let stat =
+                std::fs::read_to_string(format!("/proc/{}/stat", grandchild.trim())).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        let end = Instant::now() + MINUTE;
+        while !ended() {
+            assert!(Instant::now() < end, "{} outlives its group", grandchild.trim());
+            thread::sleep(POLL);
+        }
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -5,6 +5,7 @@
 mod command;
 mod failure;
 mod report;
+mod scan;
 mod setup;
 mod workspace;
 
@@ -32,6 +33,7 @@ fn run(mut parser: Parser) -> Result<()> {
     };
     match verb.as_str() {
         "setup" => setup::all(&setup_options(&mut parser)?).map(drop),
+        "scan" => scan(&mut parser),
         "help" => help(),
         other => {
             Err(Failure::new(format!("there is no verb `{other}`"))
@@ -58,6 +60,30 @@ fn setup_options(parser: &mut Parser) -> Result<setup::Options> {
     Ok(options)
 }
 
+fn scan(parser: &mut Parser) -> Result<()> {
+    let (mut watch, mut json, mut words) = (scan::Watch::default(), false, Vec::new());
+    while let Some(arg) = parser.next().context("arguments")? {
+        match arg {
+            Arg::Value(word) => words.push(word),
+            Arg::Long("json") => json = true,
+            Arg::Long(flag) => {
+                let flag = flag.to_owned();
+                if !watch.take(&flag, || parser.value().context(format!("--{flag}")))? {
+                    return Err(unexpected(&Arg::Long(&flag)));
+                }
+            }
+            other @ Arg::Short(_) => return Err(unexpected(&other)),
+        }
+    }
+    let verb = match words.iter().map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().as_slice() {
+        [] => scan::Verb::Print,
+        [save, file] if save == "save" => scan::Verb::Save(file.into()),
+        [diff, file] if diff == "diff" => scan::Verb::Diff(file.into()),
+        _ => return Err(Failure::new("scan takes nothing, `save FILE` or `diff FILE`")),
+    };
+    scan::run(&verb, &watch, json)
+}
+
 fn unexpected(arg: &Arg<'_>) -> Failure {
     let shown = match arg {
         Arg::Short(c) => format!("-{c}"),
@@ -76,4 +102,11 @@ cargo xtask VERB
                  --refresh           fetch the newest kernel and busybox again
                  --kernel PATH       boot this kernel in place of Debian's
                  --initrd PATH       boot this initramfs in place of ours
+  scan         print what stands on this machine; an independent judge of leaks
+  scan save FILE, scan diff FILE
+               keep it in a file; compare with it and fail when something is new
+                 --root DIR          watch this folder, its sockets and the processes that use it (may repeat)
+                 --program PATH      watch every process that runs this program (may repeat)
+                 --only A,B          of processes memfds sockets links nft cgroups mounts tree
+                 --json              for machines
 ";
