@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -99,6 +100,14 @@ impl Cmd {
         check(status, &self.shown, "")
     }
 
+    /// Runs with both outputs in `file`; a non-zero end is a failure. What outlives the program may keep the file open.
+    pub(crate) fn run_into(mut self, file: File) -> Result<()> {
+        self.command.stdout(file.try_clone().context(&self.shown)?).stderr(file);
+        let mut child = self.command.spawn().context(&self.shown)?;
+        let status = wait_until(&mut child, self.limit, &self.shown)?;
+        check(status, &self.shown, "")
+    }
+
     /// Runs with captured output; only a time-out or an unstartable program is a failure.
     pub(crate) fn finish(mut self) -> Result<Finished> {
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -140,18 +149,28 @@ pub(crate) fn absolute(path: &OsString) -> Result<PathBuf> {
 /// Waits for `child` until `limit`, then kills its group in either case.
 fn wait_group(mut child: Child, limit: Duration, shown: &str) -> Result<ExitStatus> {
     let group = Pid::from_raw(i32::try_from(child.id()).context("process id")?);
+    let outcome = wait_until(&mut child, limit, shown);
+    // ESRCH when nobody is left: the good case.
+    let _ = killpg(group, Signal::SIGKILL);
+    outcome
+}
+
+/// Waits for `child` until `limit`; then kills its group. What a child leaves behind in good time is its own affair.
+fn wait_until(child: &mut Child, limit: Duration, shown: &str) -> Result<ExitStatus> {
+    let group = Pid::from_raw(i32::try_from(child.id()).context("process id")?);
     remember(group, true);
     let end = Instant::now() + limit;
     let outcome = loop {
         match child.try_wait().context(shown)? {
             Some(status) => break Ok(status),
-            None if Instant::now() > end => break Err(too_long(shown, limit)),
+            None if Instant::now() > end => {
+                let _ = killpg(group, Signal::SIGKILL);
+                let _ = child.wait();
+                break Err(too_long(shown, limit));
+            }
             None => thread::sleep(POLL),
         }
     };
-    // ESRCH when nobody is left: the good case.
-    let _ = killpg(group, Signal::SIGKILL);
-    let _ = child.wait();
     remember(group, false);
     outcome
 }

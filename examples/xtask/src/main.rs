@@ -3,6 +3,7 @@
 //! This package depends on no crate of the project: what it measures and judges is measured and judged from outside.
 
 mod command;
+mod crash;
 mod failure;
 mod report;
 mod scan;
@@ -10,6 +11,8 @@ mod setup;
 mod workspace;
 
 use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
 
 use lexopt::{Arg, Parser};
 
@@ -34,6 +37,8 @@ fn run(mut parser: Parser) -> Result<()> {
     match verb.as_str() {
         "setup" => setup::all(&setup_options(&mut parser)?).map(drop),
         "scan" => scan(&mut parser),
+        "crash" => crash::run(&crash_options(&mut parser)?),
+        crash::TRACED => crash::exec_traced(&rest(&mut parser)?),
         "help" => help(),
         other => {
             Err(Failure::new(format!("there is no verb `{other}`"))
@@ -84,6 +89,42 @@ fn scan(parser: &mut Parser) -> Result<()> {
     scan::run(&verb, &watch, json)
 }
 
+fn crash_options(parser: &mut Parser) -> Result<crash::Options> {
+    let mut options = crash::Options::default();
+    while let Some(arg) = parser.next().context("arguments")? {
+        match arg {
+            Arg::Long("where") => options.place = Some(text(parser, "--where")?),
+            Arg::Long("points") => options.points = number(parser, "--points")?,
+            Arg::Long("at") => options.at = Some(number(parser, "--at")?),
+            Arg::Long("limit") => options.limit = Duration::from_secs(number(parser, "--limit")?),
+            Arg::Long("grace") => options.grace = Duration::from_secs(number(parser, "--grace")?),
+            Arg::Long("root") => options.roots.push(command::absolute(&parser.value().context("--root")?)?),
+            Arg::Value(program) => {
+                options.command = vec![program.to_string_lossy().into_owned()];
+                options.command.extend(rest(parser)?);
+            }
+            other => return Err(unexpected(&other)),
+        }
+    }
+    Ok(options)
+}
+
+fn text(parser: &mut Parser, flag: &str) -> Result<String> {
+    Ok(parser.value().context(flag)?.to_string_lossy().into_owned())
+}
+
+fn number<T: FromStr>(parser: &mut Parser, flag: &str) -> Result<T>
+where
+    T::Err: std::fmt::Display,
+{
+    text(parser, flag)?.parse().context(flag)
+}
+
+/// Everything that is left, as it stands.
+fn rest(parser: &mut Parser) -> Result<Vec<String>> {
+    Ok(parser.raw_args().context("arguments")?.map(|a| a.to_string_lossy().into_owned()).collect())
+}
+
 fn unexpected(arg: &Arg<'_>) -> Failure {
     let shown = match arg {
         Arg::Short(c) => format!("-{c}"),
@@ -109,4 +150,12 @@ cargo xtask VERB
                  --program PATH      watch every process that runs this program (may repeat)
                  --only A,B          of processes memfds sockets links nft cgroups mounts tree
                  --json              for machines
+  crash [-- PROGRAM ARGS]
+               kill a control process at the k-th mutating call, start it again, and judge what is left
+                 --where host|fake   only one of the two places
+                 --points N          kills to spread over the sequence (16)
+                 --at K              kill at this call only
+                 --limit SECONDS     for one run of the program (120)
+                 --grace SECONDS     for what is ending to be gone (5)
+                 --root DIR          belongs to the program beside its state folder (may repeat)
 ";
