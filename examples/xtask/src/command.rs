@@ -88,11 +88,6 @@ impl Cmd {
         self
     }
 
-    /// The command line, for people.
-    pub(crate) fn shown(&self) -> &str {
-        &self.shown
-    }
-
     /// Runs with our own output; a non-zero end is a failure.
     pub(crate) fn run(mut self) -> Result<()> {
         let child = self.command.spawn().context(&self.shown)?;

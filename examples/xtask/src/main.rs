@@ -2,12 +2,17 @@
 //!
 //! This package depends on no crate of the project: what it measures and judges is measured and judged from outside.
 
+mod ci;
 mod command;
 mod crash;
 mod failure;
+mod licences;
 mod report;
 mod scan;
 mod setup;
+mod skips;
+mod stage;
+mod surface;
 mod workspace;
 
 use std::process::ExitCode;
@@ -36,6 +41,9 @@ fn run(mut parser: Parser) -> Result<()> {
     };
     match verb.as_str() {
         "setup" => setup::all(&setup_options(&mut parser)?).map(drop),
+        "test" => nothing_more(&mut parser).and_then(|()| ci::test()),
+        "ci" => nothing_more(&mut parser).and_then(|()| ci::ci()),
+        "surface" => nothing_more(&mut parser).and_then(|()| surface::run()),
         "scan" => scan(&mut parser),
         "crash" => crash::run(&crash_options(&mut parser)?),
         crash::TRACED => crash::exec_traced(&rest(&mut parser)?),
@@ -109,6 +117,13 @@ fn crash_options(parser: &mut Parser) -> Result<crash::Options> {
     Ok(options)
 }
 
+fn nothing_more(parser: &mut Parser) -> Result<()> {
+    match parser.next().context("arguments")? {
+        None => Ok(()),
+        Some(other) => Err(unexpected(&other)),
+    }
+}
+
 fn text(parser: &mut Parser, flag: &str) -> Result<String> {
     Ok(parser.value().context(flag)?.to_string_lossy().into_owned())
 }
@@ -143,6 +158,9 @@ cargo xtask VERB
                  --refresh           fetch the newest kernel and busybox again
                  --kernel PATH       boot this kernel in place of Debian's
                  --initrd PATH       boot this initramfs in place of ours
+  test         every test, and the skips counted
+  ci           format, lints, documents, licences, then every test; what .ci/run calls
+  surface      each method of the provider traits with the test that calls it on a reference
   scan         print what stands on this machine; an independent judge of leaks
   scan save FILE, scan diff FILE
                keep it in a file; compare with it and fail when something is new

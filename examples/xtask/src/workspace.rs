@@ -16,9 +16,9 @@ pub(crate) fn guest_dir() -> PathBuf {
     env::var_os("IAAS_GUEST_DIR").map_or_else(|| root().join("target/guest"), PathBuf::from)
 }
 
-/// Where tests that could not run leave one file each.
+/// Where tests that could not run leave one file each: in cargo's target folder, as the tests see it.
 pub(crate) fn skips_dir() -> PathBuf {
-    env::var_os("IAAS_SKIPS_DIR").map_or_else(|| root().join("target/skips"), PathBuf::from)
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("skips")
 }
 
 /// The cargo that started us, or the one in `PATH`.

@@ -134,6 +134,13 @@ fn own_subject() -> Result<Vec<String>> {
     Ok(vec![program])
 }
 
+/// Whether this workspace has the project's subject.
+pub(crate) fn has_subject() -> Result<bool> {
+    let text =
+        Cmd::new(cargo()).args(["metadata", "--format-version", "1", "--no-deps"]).dir(&root()).output()?;
+    Ok(text.contains(&format!("\"name\":\"{SUBJECT}\"")))
+}
+
 /// The path that cargo's messages give for a built program.
 pub(crate) fn executable(messages: &str, name: &str) -> Option<String> {
     messages

@@ -1,0 +1,350 @@
+//! `cargo xtask surface`: each method of the provider traits, and the test that calls it on a reference implementation.
+//!
+//! The methods are read from `iaas-core/src/spi/`. A call counts when it stands in a function of a file that names the trait,
+//! with the method's name and number of arguments, and the file is a test of a reference crate, or a suite that such a test
+//! runs. Where that guess is wrong, or a capability excuses the method, a comment in a test says so:
+//! `// surface: Trait::method` above the function that calls it, or `// surface: Trait::method excused by CAPABILITY`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proc_macro2::{TokenStream, TokenTree};
+use syn::visit::{self, Visit};
+
+use crate::failure::{Context, Failure, Result};
+use crate::report::line;
+use crate::workspace::root;
+
+/// Prints the list; fails when a method is on it without a test.
+pub(crate) fn run() -> Result<()> {
+    let root = root();
+    let methods = methods_below(&root.join("iaas-core/src/spi"))?;
+    let files = test_files(&root)?;
+    let mut unlisted = Vec::new();
+    for method in &methods {
+        match covered(method, &files) {
+            Some(by) => line(&format!("SURFACE {method}: {by}")),
+            None => {
+                line(&format!("SURFACE {method}: NO TEST"));
+                unlisted.push(method.to_string());
+            }
+        }
+    }
+    line(&format!("SURFACE {} methods, {} without a test", methods.len(), unlisted.len()));
+    match unlisted.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(format!("no test calls {} on a reference", unlisted.join(", "))).remedy(
+            "call it in a suite or a reference crate's test, or mark the capability that excuses it",
+        )),
+    }
+}
+
+/// One method of a provider trait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Method {
+    owner: String,
+    name: String,
+    /// Arguments after `self`.
+    arguments: usize,
+}
+
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}::{}", self.owner, self.name)
+    }
+}
+
+/// A file with tests, or with the suites that tests run.
+#[derive(Debug)]
+struct TestFile {
+    shown: String,
+    text: String,
+    calls: BTreeMap<(String, usize), String>,
+    loose_calls: BTreeMap<String, String>,
+}
+
+/// Who calls the method, or what excuses it.
+fn covered(method: &Method, files: &[TestFile]) -> Option<String> {
+    let marked =
+        files.iter().find_map(|file| marker(&file.text, method).map(|what| format!("{} {what}", file.shown)));
+    marked.or_else(|| {
+        let naming = files.iter().filter(|file| names(&file.text, &method.owner));
+        naming.filter_map(|file| Some(format!("{}::{}", file.shown, file.caller(method)?))).next()
+    })
+}
+
+impl TestFile {
+    /// Reads the calls of a file; of one that holds the program too, only those in its test modules.
+    fn parse(shown: String, text: String) -> Result<Self> {
+        let parsed = syn::parse_file(&text).context(&shown)?;
+        let is_program = !shown.starts_with(SUITES) && shown.contains("/src/");
+        let mut finder = Calls { counting: !is_program, ..Calls::default() };
+        finder.visit_file(&parsed);
+        Ok(Self { shown, text, calls: finder.calls, loose_calls: finder.loose })
+    }
+
+    fn caller(&self, method: &Method) -> Option<&str> {
+        let exact = self.calls.get(&(method.name.clone(), method.arguments));
+        exact.or_else(|| self.loose_calls.get(&method.name)).map(String::as_str)
+    }
+}
+
+/// The comment that speaks of the method: `excused by …`, or `marked` when it only points at a test.
+fn marker(text: &str, method: &Method) -> Option<String> {
+    let wanted = format!("// surface: {method}");
+    let rest = text.lines().find_map(|l| l.trim().strip_prefix(&wanted))?;
+    match rest.trim() {
+        "" => Some("(marked)".to_owned()),
+        excuse if excuse.starts_with("excused by ") && rest.starts_with(' ') => Some(format!("({excuse})")),
+        _ => None,
+    }
+}
+
+/// Whether `word` stands in the text by itself.
+fn names(text: &str, word: &str) -> bool {
+    let inner = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    text.match_indices(word).any(|(at, _)| {
+        !inner(text[..at].chars().next_back()) && !inner(text[at + word.len()..].chars().next())
+    })
+}
+
+/// Collects method calls, each with the function that it stands in.
+#[derive(Debug, Default)]
+struct Calls {
+    /// Whether what is visited now belongs to a test.
+    counting: bool,
+    function: Vec<String>,
+    calls: BTreeMap<(String, usize), String>,
+    /// Calls inside macros, where the number of arguments is not known.
+    loose: BTreeMap<String, String>,
+}
+
+impl Calls {
+    fn here(&self) -> String {
+        self.function.last().cloned().unwrap_or_else(|| "(file)".to_owned())
+    }
+
+    /// Finds `. name (` in a macro's tokens.
+    fn tokens(&mut self, stream: TokenStream) {
+        let mut before: [Option<TokenTree>; 2] = [None, None];
+        for token in stream {
+            if let TokenTree::Group(group) = &token {
+                if let [Some(TokenTree::Punct(dot)), Some(TokenTree::Ident(name))] = &before
+                    && dot.as_char() == '.'
+                {
+                    let here = self.here();
+                    if self.counting {
+                        self.loose.entry(name.to_string()).or_insert(here);
+                    }
+                }
+                self.tokens(group.stream());
+            }
+            let [_, last] = before;
+            before = [last, Some(token)];
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Calls {
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        let before = self.counting;
+        self.counting |= item.attrs.iter().any(is_cfg_test);
+        visit::visit_item_mod(self, item);
+        self.counting = before;
+    }
+
+    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        self.function.push(item.sig.ident.to_string());
+        visit::visit_item_fn(self, item);
+        self.function.pop();
+    }
+
+    fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+        self.function.push(item.sig.ident.to_string());
+        visit::visit_impl_item_fn(self, item);
+        self.function.pop();
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        let here = self.here();
+        if self.counting {
+            self.calls.entry((call.method.to_string(), call.args.len())).or_insert(here);
+        }
+        visit::visit_expr_method_call(self, call);
+    }
+
+    fn visit_macro(&mut self, mac: &'ast syn::Macro) {
+        self.tokens(mac.tokens.clone());
+    }
+}
+
+fn is_cfg_test(attribute: &syn::Attribute) -> bool {
+    attribute.path().is_ident("cfg") && attribute.parse_args::<syn::Ident>().is_ok_and(|what| what == "test")
+}
+
+/// The methods of every public trait, in the order of the files and of the traits in them.
+fn methods_below(dir: &Path) -> Result<Vec<Method>> {
+    let mut methods = Vec::new();
+    for file in rust_files(dir)? {
+        let text = fs::read_to_string(&file).at(&file)?;
+        methods.extend(methods_of(&text).at(&file)?);
+    }
+    match methods.is_empty() {
+        true => Err(Failure::new(format!("{} holds no public trait", dir.display()))),
+        false => Ok(methods),
+    }
+}
+
+fn methods_of(text: &str) -> syn::Result<Vec<Method>> {
+    let mut methods = Vec::new();
+    for item in syn::parse_file(text)?.items {
+        if let syn::Item::Trait(item) = item
+            && matches!(item.vis, syn::Visibility::Public(_))
+        {
+            let functions =
+                item.items.iter().filter_map(|i| if let syn::TraitItem::Fn(f) = i { Some(f) } else { None });
+            methods.extend(functions.filter(|f| f.sig.receiver().is_some()).map(|f| Method {
+                owner: item.ident.to_string(),
+                name: f.sig.ident.to_string(),
+                arguments: f.sig.inputs.len() - 1,
+            }));
+        }
+    }
+    Ok(methods)
+}
+
+/// The reference crates' tests, the tests that cross crates, and those suites that one of them runs.
+fn test_files(root: &Path) -> Result<Vec<TestFile>> {
+    let mut tests = Vec::new();
+    for folder in REFERENCES {
+        for file in rust_files(&root.join(folder))? {
+            let text = fs::read_to_string(&file).at(&file)?;
+            if text.contains("#[test]") || text.contains("::test]") || text.contains("conformance") {
+                tests.push((shown(root, &file), text));
+            }
+        }
+    }
+    let mut files = Vec::new();
+    for file in rust_files(&root.join(SUITES))? {
+        let suite = suite_of(&root.join(SUITES), &file);
+        if let Some((runner, _)) =
+            tests.iter().find(|(_, text)| names(text, "conformance") && names(text, &suite))
+        {
+            let text = fs::read_to_string(&file).at(&file)?;
+            let mut parsed = TestFile::parse(shown(root, &file), text)?;
+            parsed.shown = format!("{runner} runs {}", parsed.shown);
+            files.push(parsed);
+        }
+    }
+    for (shown, text) in tests {
+        files.push(TestFile::parse(shown, text)?);
+    }
+    Ok(files)
+}
+
+/// The suite that a file belongs to: the first name below the suites' folder.
+fn suite_of(suites: &Path, file: &Path) -> String {
+    let below = file.strip_prefix(suites).unwrap_or(file).with_extension("");
+    below.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn shown(root: &Path, file: &Path) -> String {
+    file.strip_prefix(root).unwrap_or(file).display().to_string()
+}
+
+/// Every `.rs` file below a folder, in order. No folder, no files.
+fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut open = vec![dir.to_path_buf()];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path).at(&path)?.flatten().map(|e| e.path()));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+const SUITES: &str = "iaas-core/src/testing/conformance";
+const REFERENCES: [&str; 11] = [
+    "iaas-vmm/tests",
+    "iaas-net/tests",
+    "iaas-store/tests",
+    "iaas-meter/tests",
+    "examples/tests",
+    "iaas-core/src/store",
+    "iaas-core/src/security",
+    "iaas-vmm/src",
+    "iaas-net/src",
+    "iaas-store/src",
+    "iaas-meter/src",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPI: &str = "pub trait Pool { fn make(&self, size: u64) -> bool; async fn drop_all(&self); fn new() -> Self; }\n trait Own { fn x(&self); }";
+
+    fn file(text: &str) -> TestFile {
+        TestFile::parse("tests/pool.rs".to_owned(), text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn the_surface_is_public_methods_and_no_constructors() {
+        let methods: Vec<String> = methods_of(SPI).unwrap().iter().map(Method::to_string).collect();
+        assert_eq!(methods, ["Pool::make", "Pool::drop_all"]);
+    }
+
+    #[test]
+    fn a_call_counts_by_name_by_arguments_and_in_a_file_that_names_the_trait() {
+        let make = methods_of(SPI).unwrap().remove(0);
+        let by = |text: &str| covered(&make, &[file(text)]);
+        assert_eq!(by("use Pool; fn grows() { p.make(1); }").as_deref(), Some("tests/pool.rs::grows"));
+        assert_eq!(
+            by("use Pool; fn grows() { assert!(p.make(1)); }").as_deref(),
+            Some("tests/pool.rs::grows"),
+            "in a macro"
+        );
+        assert_eq!(by("use Pool; fn grows() { p.make(); }"), None, "another make");
+        assert_eq!(by("use Pools; fn grows() { p.make(1); }"), None, "another trait");
+        assert_eq!(by("use Pool; fn grows() { make(1); }"), None, "a free function");
+    }
+
+    #[test]
+    fn in_a_programs_own_file_only_its_tests_count() {
+        let make = methods_of(SPI).unwrap().remove(0);
+        let by = |text: &str| {
+            covered(&make, &[TestFile::parse("iaas-x/src/pool.rs".to_owned(), text.to_owned()).unwrap()])
+        };
+        assert_eq!(by("use Pool; fn serve() { p.make(1); }"), None);
+        assert!(
+            by("use Pool; #[cfg(test)] mod tests { fn grows() { p.make(1); } }")
+                .unwrap()
+                .ends_with("::grows")
+        );
+        assert_eq!(by("use Pool; #[cfg(unix)] mod unix { fn serve() { p.make(1); } }"), None);
+    }
+
+    #[test]
+    fn a_comment_marks_or_excuses_a_method_by_its_whole_name() {
+        let make = methods_of(SPI).unwrap().remove(0);
+        assert!(
+            covered(&make, &[file("// surface: Pool::make excused by Capabilities::grow\n")])
+                .unwrap()
+                .contains("grow")
+        );
+        assert!(covered(&make, &[file("// surface: Pool::make\nfn f() {}")]).is_some());
+        assert_eq!(covered(&make, &[file("// surface: Pool::maker\n")]), None);
+        assert_eq!(covered(&make, &[file("// surface: Pool::make because\n")]), None);
+    }
+
+    #[test]
+    fn a_file_in_a_suites_folder_belongs_to_that_suite() {
+        assert_eq!(suite_of(Path::new("/c"), Path::new("/c/store.rs")), "store");
+        assert_eq!(suite_of(Path::new("/c"), Path::new("/c/store/leads.rs")), "store");
+    }
+}
