@@ -37,6 +37,7 @@ pub(crate) fn ci() -> Result<()> {
         }
         Err(failure) => stages.stage("licences", || Err(failure)),
     }
+    stages.stage("surface", surface::run);
     test_stages(&mut stages);
     stages.finish()
 }
@@ -45,7 +46,6 @@ fn test_stages(stages: &mut Stages) {
     stages.stage("set-up", set_up);
     stages.stage("clear old skips", || skips::clear(&skips_dir()));
     stages.stage("tests", workspace_tests);
-    stages.stage("surface", surface::run);
     stages.stage("crash", crash_on_host);
     stages.stage("skips", || skips::report(&skips_dir(), is_ci()));
 }

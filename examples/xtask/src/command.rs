@@ -95,6 +95,19 @@ impl Cmd {
         check(status, &self.shown, "")
     }
 
+    /// Runs with our own output and leaves alone what the program started in groups of their own or left behind.
+    pub(crate) fn run_and_leave(mut self) -> Result<()> {
+        let mut child = self.command.spawn().context(&self.shown)?;
+        let status = wait_until(&mut child, self.limit, &self.shown)?;
+        check(status, &self.shown, "")
+    }
+
+    /// Starts it with its output in `file`; the caller waits for it and ends it.
+    pub(crate) fn start_into(mut self, file: File) -> Result<Child> {
+        self.command.stdout(file.try_clone().context(&self.shown)?).stderr(file);
+        self.command.spawn().context(&self.shown)
+    }
+
     /// Runs with both outputs in `file`; a non-zero end is a failure. What outlives the program may keep the file open.
     pub(crate) fn run_into(mut self, file: File) -> Result<()> {
         self.command.stdout(file.try_clone().context(&self.shown)?).stderr(file);

@@ -2,11 +2,15 @@
 //!
 //! This package depends on no crate of the project: what it measures and judges is measured and judged from outside.
 
+mod bench;
 mod ci;
 mod command;
 mod crash;
 mod failure;
+mod fresh;
 mod licences;
+mod quickstart;
+mod random;
 mod report;
 mod scan;
 mod setup;
@@ -41,6 +45,12 @@ fn run(mut parser: Parser) -> Result<()> {
     };
     match verb.as_str() {
         "setup" => setup::all(&setup_options(&mut parser)?).map(drop),
+        "quickstart" => quickstart_options(&mut parser).and_then(|(options, _)| quickstart::run(&options)),
+        "chaos" => {
+            quickstart_options(&mut parser).and_then(|(options, chaos)| quickstart::chaos(&options, &chaos))
+        }
+        "fresh-check" => rest(&mut parser).and_then(|commands| fresh::run(&commands)),
+        "bench" => bench::run(rest(&mut parser)?.first().map(String::as_str)),
         "test" => nothing_more(&mut parser).and_then(|()| ci::test()),
         "ci" => nothing_more(&mut parser).and_then(|()| ci::ci()),
         "surface" => nothing_more(&mut parser).and_then(|()| surface::run()),
@@ -95,6 +105,29 @@ fn scan(parser: &mut Parser) -> Result<()> {
         _ => return Err(Failure::new("scan takes nothing, `save FILE` or `diff FILE`")),
     };
     scan::run(&verb, &watch, json)
+}
+
+/// The set-up's flags and chaos's are read; every other argument is the program's.
+fn quickstart_options(parser: &mut Parser) -> Result<(quickstart::Options, quickstart::Chaos)> {
+    let (mut options, mut chaos) = (quickstart::Options::default(), quickstart::Chaos::default());
+    while let Some(arg) = parser.next().context("arguments")? {
+        match arg {
+            Arg::Long("state") => {
+                options.state = Some(command::absolute(&parser.value().context("--state")?)?)
+            }
+            Arg::Long("seed") => chaos.seed = number(parser, "--seed")?,
+            Arg::Long("kills") => chaos.kills = number(parser, "--kills")?,
+            Arg::Long(flag) => {
+                let flag = flag.to_owned();
+                if !options.setup.take(&flag, || parser.value().context(format!("--{flag}")))? {
+                    options.rest.push(format!("--{flag}"));
+                }
+            }
+            Arg::Value(word) => options.rest.push(word.to_string_lossy().into_owned()),
+            Arg::Short(short) => options.rest.push(format!("-{short}")),
+        }
+    }
+    Ok((options, chaos))
 }
 
 fn crash_options(parser: &mut Parser) -> Result<crash::Options> {
@@ -158,9 +191,17 @@ cargo xtask VERB
                  --refresh           fetch the newest kernel and busybox again
                  --kernel PATH       boot this kernel in place of Debian's
                  --initrd PATH       boot this initramfs in place of ours
+  quickstart   the tutorial program: a cloud with two guests, and the proof that nothing is left of it
+                 --state DIR         where the cloud is kept (target/quickstart)
+                 setup's flags; all others are the program's: --json, --keep
+  chaos        the same program while its processes are killed
+                 --seed S --kills N  which moments and victims (1), how many (10)
   test         every test, and the skips counted
   ci           format, lints, documents, licences, then every test; what .ci/run calls
   surface      each method of the provider traits with the test that calls it on a reference
+  bench [AREA] run the benches and print one line per figure
+  fresh-check [COMMAND ...]
+               clone HEAD into a fresh Debian 12 and run the README's commands there; needs root
   scan         print what stands on this machine; an independent judge of leaks
   scan save FILE, scan diff FILE
                keep it in a file; compare with it and fail when something is new

@@ -1,6 +1,7 @@
 //! What people see: one line per step, a bar where it is long.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,9 +47,17 @@ pub(crate) fn bar(name: &str, length: u64) -> ProgressBar {
 
 /// Prints one line on standard output. A closed pipe ends the program quietly, as it does for other commands.
 pub(crate) fn line(text: &str) {
+    if ASIDE.load(Ordering::Relaxed) {
+        return eprintln!("{text}");
+    }
     if writeln!(std::io::stdout(), "{text}").is_err() {
         std::process::exit(141);
     }
+}
+
+/// Sends all further lines to standard error: standard output belongs to a program's JSON.
+pub(crate) fn step_aside() {
+    ASIDE.store(true, Ordering::Relaxed);
 }
 
 /// Seconds with one decimal.
@@ -56,4 +65,5 @@ pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
+static ASIDE: AtomicBool = AtomicBool::new(false);
 const TICK: Duration = Duration::from_millis(120);

@@ -2,7 +2,8 @@
 //!
 //! The subject is a program that is started as `PROGRAM --state DIR`, does its whole story (create, use, delete), prints
 //! `SETTLED` and exits with 0. Killed anywhere in it and started again as `PROGRAM --state DIR --settle`, it must finish the same
-//! story and end the same way. What is left is judged by [`scan`](crate::scan), not by the subject: nothing outside the state
+//! story and end the same way. Its environment says where its sockets belong (`IAAS_RUNTIME_DIR`) and where a guest to boot is
+//! (`IAAS_GUEST_DIR`). What is left is judged by [`scan`](mod@crate::scan), not by the subject: nothing outside the state
 //! folder, and no file in it that an undisturbed run does not leave too.
 
 mod calls;
@@ -251,7 +252,16 @@ impl Campaign {
     fn traced(&self, kill_at: Option<usize>) -> Result<Trace> {
         let mut command = self.command.clone();
         command.extend(["--state".to_owned(), self.state().to_string_lossy().into_owned()]);
-        tracer::run(Plan { command, state: self.state(), log: self.log(), kill_at, limit: self.limit })
+        let variables =
+            vec![("IAAS_GUEST_DIR".to_owned(), guest_dir()), ("IAAS_RUNTIME_DIR".to_owned(), self.runtime())];
+        tracer::run(Plan {
+            command,
+            variables,
+            state: self.state(),
+            log: self.log(),
+            kill_at,
+            limit: self.limit,
+        })
     }
 
     /// Starts the subject without a tracer and waits for its `SETTLED`.
@@ -264,6 +274,7 @@ impl Campaign {
             .arg(self.state())
             .args(extra)
             .env("IAAS_GUEST_DIR", guest_dir())
+            .env("IAAS_RUNTIME_DIR", self.runtime())
             .limit(self.limit)
             .run_into(file)?;
         self.check_settled(&log)
@@ -300,12 +311,16 @@ impl Campaign {
     }
 
     fn watch(&self) -> Watch {
-        let roots = self.roots.iter().cloned().chain([self.state()]).collect();
+        let roots = self.roots.iter().cloned().chain([self.state(), self.runtime()]).collect();
         Watch { roots, programs: vec![PathBuf::from(&self.command[0])], only: Vec::new() }
     }
 
     fn state(&self) -> PathBuf {
         self.scratch.join("state")
+    }
+
+    fn runtime(&self) -> PathBuf {
+        self.scratch.join("run")
     }
 
     fn log(&self) -> PathBuf {
@@ -317,8 +332,10 @@ impl Campaign {
         for path in [self.log(), self.scratch.join("settle.log")] {
             let _ = fs::remove_file(path);
         }
-        if self.state().exists() {
-            fs::remove_dir_all(self.state()).at(&self.state())?;
+        for folder in [self.state(), self.runtime()] {
+            if folder.exists() {
+                fs::remove_dir_all(&folder).at(&folder)?;
+            }
         }
         Ok(())
     }
@@ -327,7 +344,7 @@ impl Campaign {
     fn keep(&self, k: usize) -> Result<()> {
         let kept = self.scratch.join(format!("leak-{k}"));
         fs::create_dir_all(&kept).at(&kept)?;
-        for name in ["state", "run.log", "settle.log"] {
+        for name in ["state", "run", "run.log", "settle.log"] {
             let _ = fs::rename(self.scratch.join(name), kept.join(name));
         }
         Ok(())

@@ -25,13 +25,14 @@ use nix::unistd::Pid;
 
 use super::calls::{Call, Caller, mutating};
 use crate::failure::{Context, Failure, Result};
-use crate::workspace::guest_dir;
 
 /// What to run and when to kill it.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     /// The program and its arguments.
     pub(super) command: Vec<String>,
+    /// Its environment, beside ours.
+    pub(super) variables: Vec<(String, PathBuf)>,
     /// Writes and syncs count below this folder.
     pub(super) state: PathBuf,
     /// Its output goes here.
@@ -84,7 +85,7 @@ fn trace(plan: &Plan) -> Result<Trace> {
     let helper = std::env::current_exe().context("own path")?;
     let mut command = Command::new(helper);
     command.arg(TRACED).args(&plan.command).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
-    command.env("IAAS_GUEST_DIR", guest_dir());
+    command.envs(plan.variables.iter().map(|(name, value)| (name, value)));
     let child = command.spawn().context("trace helper")?;
     let leader = Pid::from_raw(i32::try_from(child.id()).context("process id")?);
     waitpid(leader, None).context("trace helper")?;

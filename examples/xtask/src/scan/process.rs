@@ -42,6 +42,12 @@ impl Process {
         self.fds.iter().filter_map(|fd| fd.strip_prefix("socket:[")?.strip_suffix(']'))
     }
 
+    /// A process with these arguments, for tests.
+    #[cfg(test)]
+    pub(crate) fn sample(args: &[String]) -> Self {
+        Self { pid: 1, start: 1, exe: PathBuf::new(), args: args.to_vec(), fds: Vec::new() }
+    }
+
     /// Whether it still runs: not ended, not a zombie, and not another one with its number.
     pub(crate) fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|(start, zombie)| start == self.start && !zombie)

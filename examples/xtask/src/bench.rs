@@ -1,0 +1,214 @@
+//! `cargo xtask bench AREA`: one line per figure, `BENCH <name> ours=<x> peer=<y|-> ratio=<r|-> goal=<g|-> PASS|FAIL|INFO`.
+//!
+//! Two sources. Criterion: a group is a figure, its functions `ours` and `peer` are the two sides; with a throughput the figure
+//! is a rate, else nanoseconds. Harnesses: a line `HARNESS <name> ours=<x> peer=<y|->` on their output. A figure with a goal
+//! passes when ours is at least that many times the peer's rate (or, for times, takes at most the peer's time over the goal).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::command::Cmd;
+use crate::failure::{Context, Failure, Result};
+use crate::report::line;
+use crate::workspace::{cargo, root};
+
+/// Runs the benches of one area, or of all, and prints their lines. A missed goal is a failure.
+pub(crate) fn run(area: Option<&str>) -> Result<()> {
+    let results = results_dir();
+    // Figures of an earlier run are not of this one.
+    let _ = fs::remove_dir_all(&results);
+    let mut bench = Cmd::new(cargo()).args(["bench", "--package", "iaas-benches"]).dir(&root()).limit(LIMIT);
+    bench = area.into_iter().fold(bench, |bench, area| bench.args(["--bench", area]));
+    let printed = bench.env("IAAS_GUEST_DIR", crate::workspace::guest_dir()).output()?;
+    let mut figures = criterion(&results)?;
+    figures.extend(printed.lines().filter_map(harness));
+    if figures.is_empty() {
+        return Err(Failure::new("the benches left no figure")
+            .remedy("look for their groups and their HARNESS lines"));
+    }
+    figures.iter().for_each(|figure| line(&figure.to_string()));
+    match figures.iter().filter(|f| f.verdict() == "FAIL").count() {
+        0 => Ok(()),
+        missed => Err(Failure::new(format!("{missed} figures miss their goals"))),
+    }
+}
+
+/// One figure. More is better when it is a rate, less when it is a time.
+#[derive(Debug, Clone, PartialEq)]
+struct Figure {
+    name: String,
+    ours: f64,
+    peer: Option<f64>,
+    goal: Option<f64>,
+    is_rate: bool,
+}
+
+impl Figure {
+    /// How many times better than the peer.
+    fn ratio(&self) -> Option<f64> {
+        self.peer.map(|peer| if self.is_rate { self.ours / peer } else { peer / self.ours })
+    }
+
+    fn verdict(&self) -> &'static str {
+        match (self.goal, self.ratio()) {
+            (None, _) => "INFO",
+            (Some(goal), Some(ratio)) if ratio >= goal => "PASS",
+            _ => "FAIL",
+        }
+    }
+}
+
+impl std::fmt::Display for Figure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let or_dash = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+        let (peer, ratio, goal) = (or_dash(self.peer), or_dash(self.ratio()), or_dash(self.goal));
+        write!(
+            f,
+            "BENCH {} ours={:.2} peer={peer} ratio={ratio} goal={goal} {}",
+            self.name,
+            self.ours,
+            self.verdict()
+        )
+    }
+}
+
+/// Reads every group that criterion has left.
+fn criterion(results: &Path) -> Result<Vec<Figure>> {
+    let mut groups: BTreeMap<String, BTreeMap<String, (f64, bool)>> = BTreeMap::new();
+    for dir in folders(results) {
+        for function in folders(&dir) {
+            let new = function.join("new");
+            if let (Some(about), Some(estimates)) =
+                (json(&new.join("benchmark.json"))?, json(&new.join("estimates.json"))?)
+            {
+                let (group, side, value) = read_criterion(&about, &estimates).context(new.display())?;
+                groups.entry(group).or_default().insert(side, value);
+            }
+        }
+    }
+    Ok(groups.into_iter().filter_map(|(name, sides)| figure(name, &sides)).collect())
+}
+
+/// (group, function, (value, is a rate)).
+fn read_criterion(
+    about: &Value,
+    estimates: &Value,
+) -> std::result::Result<(String, String, (f64, bool)), String> {
+    let group = about["group_id"].as_str().ok_or("no group_id")?;
+    let side = about["function_id"].as_str().unwrap_or("ours");
+    let nanoseconds = estimates["mean"]["point_estimate"].as_f64().ok_or("no mean")?;
+    let amount = about["throughput"].as_object().and_then(|t| t.values().next()?.as_f64());
+    let value = amount.map_or((nanoseconds, false), |amount| (amount * 1e9 / nanoseconds, true));
+    Ok((group.to_owned(), side.to_owned(), value))
+}
+
+/// A group without `ours` is no figure.
+fn figure(name: String, sides: &BTreeMap<String, (f64, bool)>) -> Option<Figure> {
+    let (ours, is_rate) = *sides.get("ours")?;
+    let goal = GOALS.iter().find(|(figure, _)| *figure == name).map(|(_, goal)| *goal);
+    Some(Figure { name, ours, peer: sides.get("peer").map(|p| p.0), goal, is_rate })
+}
+
+/// A harness's line; its figures are rates.
+fn harness(line: &str) -> Option<Figure> {
+    let mut words = line.strip_prefix("HARNESS ")?.split_whitespace();
+    let name = words.next()?.to_owned();
+    let values: BTreeMap<&str, &str> = words.filter_map(|w| w.split_once('=')).collect();
+    let number = |key: &str| values.get(key).and_then(|v| v.parse().ok());
+    let goal =
+        GOALS.iter().find(|(figure, _)| *figure == name).map(|(_, goal)| *goal).or_else(|| number("goal"));
+    Some(Figure {
+        name,
+        ours: number("ours")?,
+        peer: number("peer"),
+        goal,
+        is_rate: values.get("unit") != Some(&"ns"),
+    })
+}
+
+fn json(path: &Path) -> Result<Option<Value>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).at(path).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+fn folders(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|e| e.path()).filter(|p| p.is_dir()).collect()
+}
+
+fn results_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), PathBuf::from)
+        .join("criterion")
+}
+
+/// Name of a figure, and how many times better than its peer it must be. A figure that is not here is told, not judged.
+const GOALS: [(&str, f64); 0] = [];
+const LIMIT: Duration = Duration::from_secs(60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_throughput_makes_a_rate_and_none_a_time() {
+        let estimates = json!({"mean": {"point_estimate": 2000.0}});
+        let about = json!({"group_id": "net.mem.64b", "function_id": "ours", "throughput": {"Elements": 64}});
+        // 64 in 2 µs are 32 million a second.
+        assert_eq!(
+            read_criterion(&about, &estimates).unwrap(),
+            ("net.mem.64b".into(), "ours".into(), (32e6, true))
+        );
+        let about = json!({"group_id": "x", "function_id": null, "throughput": null});
+        assert_eq!(read_criterion(&about, &estimates).unwrap().2, (2000.0, false));
+    }
+
+    #[test]
+    fn a_line_tells_both_sides_and_judges_only_by_a_goal() {
+        let rate = Figure { name: "b".into(), ours: 3.0, peer: Some(2.0), goal: None, is_rate: true };
+        assert_eq!(rate.to_string(), "BENCH b ours=3.00 peer=2.00 ratio=1.50 goal=- INFO");
+        assert_eq!(Figure { goal: Some(1.5), ..rate.clone() }.verdict(), "PASS");
+        assert_eq!(Figure { goal: Some(1.6), ..rate.clone() }.verdict(), "FAIL");
+        assert_eq!(
+            Figure { goal: Some(1.0), peer: None, ..rate.clone() }.verdict(),
+            "FAIL",
+            "a goal without a peer"
+        );
+        assert_eq!(Figure { goal: Some(1.0), is_rate: false, ..rate }.verdict(), "FAIL", "a longer time");
+    }
+
+    #[test]
+    fn a_harness_speaks_in_lines_of_its_own() {
+        let figure = harness("HARNESS control.ready ours=120 peer=-").unwrap();
+        assert_eq!(figure.to_string(), "BENCH control.ready ours=120.00 peer=- ratio=- goal=- INFO");
+        assert_eq!(harness("control.ready ours=1"), None);
+        assert_eq!(harness("HARNESS broken ours=x"), None);
+    }
+
+    #[test]
+    fn criterions_folders_are_read_by_group() {
+        let dir = std::env::temp_dir().join(format!("xtask-bench-{}", std::process::id()));
+        for (side, nanoseconds) in [("ours", 10.0), ("peer", 40.0)] {
+            let new = dir.join("g").join(side).join("new");
+            fs::create_dir_all(&new).unwrap();
+            let about = json!({"group_id": "g", "function_id": side, "throughput": {"Bytes": 1}});
+            fs::write(new.join("benchmark.json"), about.to_string()).unwrap();
+            fs::write(
+                new.join("estimates.json"),
+                json!({"mean": {"point_estimate": nanoseconds}}).to_string(),
+            )
+            .unwrap();
+        }
+        let figures = criterion(&dir).unwrap();
+        assert_eq!(figures.len(), 1);
+        assert_eq!(figures[0].ratio(), Some(4.0));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
