@@ -20,6 +20,7 @@ use iaas_core::spi::Call;
 use iaas_core::spi::Converge;
 use iaas_core::spi::Ctx;
 use iaas_core::spi::Found;
+use iaas_core::spi::Hello;
 use iaas_core::spi::Phase;
 use iaas_core::spi::Seen;
 use iaas_core::spi::Site;
@@ -41,6 +42,7 @@ use super::sidecar::State;
 use super::site::SiteBase;
 use super::site::blocking;
 use super::site::not_older;
+use super::site::own;
 use super::site::provider;
 use super::site::removable;
 use super::site::stamp;
@@ -60,7 +62,7 @@ pub struct RawAccess {
 
 #[derive(Debug)]
 struct Inner {
-    base: SiteBase,
+    base: Arc<SiteBase>,
     /// Where the records of access are.
     records: Arc<dyn RawFolder>,
     volumes: Arc<dyn RawFolder>,
@@ -95,7 +97,13 @@ impl RawAccess {
         let kind = <Access as iaas_core::Entity>::NAME;
         let install = install(&records)?;
         let base = SiteBase::open(state, cloud, Site::Host(host), install, kind, &[])?;
-        let inner = Inner { base, records: Arc::new(records), volumes: Arc::new(volumes), path, pool };
+        let inner = Inner {
+            base: Arc::new(base),
+            records: Arc::new(records),
+            volumes: Arc::new(volumes),
+            path,
+            pool,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 }
@@ -108,28 +116,20 @@ impl VolumeAccess for RawAccess {}
 impl Converge<Access> for RawAccess {
     async fn ensure(&self, cx: &Ctx, id: Id<Access>, rev: Rev, spec: &AccessSpec) -> Result<Seen<Access>> {
         let (inner, call, spec) = (self.inner.clone(), cx.call.clone(), *spec);
-        blocking(move || {
-            let done = inner.base.act(&call, id.uuid(), || inner.ensure(&call, id, rev, spec));
-            inner.base.wake(id.object());
-            done.map_err(|e| e.about(id.object()))
-        })
-        .await
+        let effect = move || inner.ensure(&call, id, rev, spec);
+        self.inner.base.act(&cx.call, id.object(), effect).await
     }
 
     async fn remove(&self, cx: &Ctx, id: Id<Access>, upto: Rev) -> Result<()> {
         let (inner, call) = (self.inner.clone(), cx.call.clone());
-        blocking(move || {
-            let done = inner.base.act(&call, id.uuid(), || inner.remove(&call, id, upto));
-            inner.base.wake(id.object());
-            done.map_err(|e| e.about(id.object()))
-        })
-        .await
+        let effect = move || inner.remove(&call, id, upto);
+        self.inner.base.act(&cx.call, id.object(), effect).await
     }
 
-    async fn observe(&self, _: &Ctx, id: Id<Access>) -> Result<Option<Seen<Access>>> {
-        let inner = self.inner.clone();
+    async fn observe(&self, cx: &Ctx, id: Id<Access>) -> Result<Option<Seen<Access>>> {
+        let (inner, cloud) = (self.inner.clone(), cx.call.cloud);
         blocking(move || {
-            let ours = inner.read(id)?.filter(|record| record.tag.cloud == inner.base.cloud());
+            let ours = inner.read(id)?.filter(|record| record.tag.cloud == cloud);
             ours.map(|record| inner.seen(&record)).transpose().map_err(|e| e.about(id.object()))
         })
         .await
@@ -137,14 +137,14 @@ impl Converge<Access> for RawAccess {
 
     async fn inventory(
         &self,
-        _: &Ctx,
+        cx: &Ctx,
         after: Option<Id<Access>>,
         limit: usize,
     ) -> Result<Vec<Found<Access>>> {
-        let inner = self.inner.clone();
+        let (inner, cloud) = (self.inner.clone(), cx.call.cloud);
         blocking(move || {
             let ids = inner.ids()?.into_iter().filter(|id| after.is_none_or(|after| *id > after));
-            Ok(ids.filter_map(|id| inner.found(id)).take(limit).collect())
+            Ok(ids.filter_map(|id| inner.found(cloud, id)).take(limit).collect())
         })
         .await
     }
@@ -160,7 +160,7 @@ impl Inner {
         let record = Record { format: FORMAT, tag, spec };
         let old = self.read(id)?;
         if let Some(old) = &old {
-            self.base.own(&old.tag)?;
+            own(&old.tag, call.cloud)?;
             not_older(&old.tag, call, rev)?;
         }
         if old.as_ref() != Some(&record) {
@@ -172,7 +172,7 @@ impl Inner {
     fn remove(&self, call: &Call, id: Id<Access>, upto: Rev) -> Result<()> {
         match self.read(id) {
             Ok(Some(record)) => {
-                self.base.own(&record.tag)?;
+                own(&record.tag, call.cloud)?;
                 removable(&record.tag, call, upto)?;
             }
             // Access holds no data, so what cannot be read may go.
@@ -190,7 +190,7 @@ impl Inner {
     fn seen(&self, record: &Record) -> Result<Seen<Access>> {
         let spec = &record.spec;
         let absent = Error::not_found("the volume is not in the pool").about(spec.volume.object());
-        let (target, phase) = match self.volume(spec)? {
+        let (target, phase) = match self.volume(record.tag.cloud, spec)? {
             Some(sidecar) if sidecar.state == State::Whole => (Some(self.target(spec)?), Phase::Settled),
             Some(_) => {
                 (None, Phase::Blocked(Error::conflict("the volume is not whole").about(spec.volume.object())))
@@ -202,13 +202,13 @@ impl Inner {
     }
 
     /// The record of the volume, if it is ours.
-    fn volume(&self, spec: &AccessSpec) -> Result<Option<Sidecar>> {
+    fn volume(&self, cloud: Id<Cloud>, spec: &AccessSpec) -> Result<Option<Sidecar>> {
         let file = match self.volumes.open(&meta_name(spec.volume)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|e| trouble("open the record", &e))?,
         };
         let sidecar = Sidecar::read(&*file)?;
-        Ok(Some(sidecar).filter(|s| s.tag.cloud == self.base.cloud() && s.volume == spec.volume))
+        Ok(Some(sidecar).filter(|s| s.tag.cloud == cloud && s.volume == spec.volume))
     }
 
     fn target(&self, spec: &AccessSpec) -> Result<Target> {
@@ -222,26 +222,24 @@ impl Inner {
         })
     }
 
-    fn found(&self, id: Id<Access>) -> Option<Found<Access>> {
-        let cloud = self.base.cloud();
-        match self.read(id) {
-            Ok(None) => None,
-            Ok(Some(record)) if record.tag.cloud != cloud => None,
-            Ok(Some(record)) => Some(Found { id, tag: record.tag, passport: None, seen: self.seen(&record) }),
+    /// An access as the inventory of `cloud` lists it. One whose owner cannot be read is listed for the cloud of this host.
+    fn found(&self, cloud: Id<Cloud>, id: Id<Access>) -> Option<Found<Access>> {
+        let (tag, seen) = match self.read(id) {
+            Ok(record) => record.map(|record| (record.tag, self.seen(&record)))?,
             Err(error) => {
-                let tag = Tag { cloud, incarnation: Uuid::nil(), rev: Rev(0) };
-                Some(Found { id, tag, passport: None, seen: Err(error.about(id.object())) })
+                let tag = Tag { cloud: self.base.home(), incarnation: Uuid::nil(), rev: Rev(0) };
+                (tag, Err(error.about(id.object())))
             }
-        }
+        };
+        (tag.cloud == cloud).then_some(Found { id, tag, passport: None, seen })
     }
 
-    fn newest_tag(&self, incarnation: Uuid) -> Result<Rev> {
-        let mut newest = Rev(0);
-        for id in self.ids()? {
-            let tag = self.found(id).map(|found| found.tag).filter(|tag| tag.incarnation == incarnation);
-            newest = tag.map_or(newest, |tag| newest.max(tag.rev));
-        }
-        Ok(newest)
+    fn hello(&self, cloud: Id<Cloud>) -> Result<Hello> {
+        self.base.hello(cloud, |incarnation| {
+            let tags = self.ids()?.into_iter().filter_map(|id| self.found(cloud, id)).map(|found| found.tag);
+            let revs = tags.filter(|tag| tag.incarnation == incarnation).map(|tag| tag.rev);
+            Ok(revs.max().unwrap_or(Rev(0)))
+        })
     }
 
     fn ids(&self) -> Result<Vec<Id<Access>>> {

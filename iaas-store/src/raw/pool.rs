@@ -24,6 +24,7 @@ use iaas_core::spi::Call;
 use iaas_core::spi::Converge;
 use iaas_core::spi::Ctx;
 use iaas_core::spi::Found;
+use iaas_core::spi::Hello;
 use iaas_core::spi::Phase;
 use iaas_core::spi::Seen;
 use iaas_core::spi::Site;
@@ -50,6 +51,7 @@ use super::sidecar::WRITER;
 use super::site::SiteBase;
 use super::site::blocking;
 use super::site::not_older;
+use super::site::own;
 use super::site::provider;
 use super::site::removable;
 use super::site::stamp;
@@ -70,7 +72,7 @@ pub struct RawPool {
 
 #[derive(Debug)]
 struct Inner {
-    base: SiteBase,
+    base: Arc<SiteBase>,
     folder: Arc<dyn RawFolder>,
     pool: Id<Pool>,
     /// Whether the folder's locks are those of this kernel alone.
@@ -103,7 +105,7 @@ impl RawPool {
         let caps = &[cap::GROW];
         let kind = <PoolVolume as iaas_core::Entity>::NAME;
         let base = SiteBase::open(state, cloud, Site::Pool(pool), install, kind, caps)?;
-        Ok(Self { inner: Arc::new(Inner { base, folder, pool, local }) })
+        Ok(Self { inner: Arc::new(Inner { base: Arc::new(base), folder, pool, local }) })
     }
 }
 
@@ -120,39 +122,31 @@ impl Converge<PoolVolume> for RawPool {
     ) -> Result<Seen<PoolVolume>> {
         check(spec).map_err(|e| e.about(id.object()))?;
         let (inner, call, spec) = (self.inner.clone(), cx.call.clone(), spec.clone());
-        blocking(move || {
-            let done = inner.base.act(&call, id.uuid(), || inner.ensure(&call, id, rev, &spec));
-            inner.base.wake(id.object());
-            done.map_err(|e| e.about(id.object()))
-        })
-        .await
+        let effect = move || inner.ensure(&call, id, rev, &spec);
+        self.inner.base.act(&cx.call, id.object(), effect).await
     }
 
     async fn remove(&self, cx: &Ctx, id: Id<PoolVolume>, upto: Rev) -> Result<()> {
         let (inner, call) = (self.inner.clone(), cx.call.clone());
-        blocking(move || {
-            let done = inner.base.act(&call, id.uuid(), || inner.remove(&call, id, upto));
-            inner.base.wake(id.object());
-            done.map_err(|e| e.about(id.object()))
-        })
-        .await
+        let effect = move || inner.remove(&call, id, upto);
+        self.inner.base.act(&cx.call, id.object(), effect).await
     }
 
-    async fn observe(&self, _: &Ctx, id: Id<PoolVolume>) -> Result<Option<Seen<PoolVolume>>> {
-        let inner = self.inner.clone();
-        blocking(move || inner.observe(id).map_err(|e| e.about(id.object()))).await
+    async fn observe(&self, cx: &Ctx, id: Id<PoolVolume>) -> Result<Option<Seen<PoolVolume>>> {
+        let (inner, cloud) = (self.inner.clone(), cx.call.cloud);
+        blocking(move || inner.observe(cloud, id).map_err(|e| e.about(id.object()))).await
     }
 
     async fn inventory(
         &self,
-        _: &Ctx,
+        cx: &Ctx,
         after: Option<Id<PoolVolume>>,
         limit: usize,
     ) -> Result<Vec<Found<PoolVolume>>> {
-        let inner = self.inner.clone();
+        let (inner, cloud) = (self.inner.clone(), cx.call.cloud);
         blocking(move || {
             let ids = inner.ids()?.into_iter().filter(|id| after.is_none_or(|after| *id > after));
-            Ok(ids.filter_map(|id| inner.found(id)).take(limit).collect())
+            Ok(ids.filter_map(|id| inner.found(cloud, id)).take(limit).collect())
         })
         .await
     }
@@ -174,8 +168,8 @@ impl VolumePool for RawPool {
     async fn fence(&self, cx: &Ctx, volume: Id<PoolVolume>, below: Term) -> Result<Fenced> {
         let (inner, call) = (self.inner.clone(), cx.call.clone());
         blocking(move || {
-            let done = inner.base.act(&call, volume.uuid(), || inner.fence(&call, volume, below));
-            done.map_err(|e| e.about(volume.object()))
+            let _inside = inner.base.fence(call.cloud)?.enter_now(&call)?;
+            inner.fence(&call, volume, below).map_err(|e| e.about(volume.object()))
         })
         .await
     }
@@ -192,7 +186,7 @@ impl Inner {
         let tag = Tag { cloud: call.cloud, incarnation: call.incarnation, rev };
         let Some(file) = self.record(id)? else { return self.make(id, tag, spec) };
         let state = sidecar::update(&*file, |old| {
-            self.own(old, id)?;
+            self.own(old, call.cloud, id)?;
             not_older(&old.tag, call, rev)?;
             match old.state {
                 State::Making => old.size = spec.size,
@@ -303,11 +297,11 @@ impl Inner {
         if let Some(file) = self.record(id)? {
             match Sidecar::load(&*file)? {
                 Loaded::Damaged(tag) => {
-                    self.base.own(&tag)?;
+                    own(&tag, call.cloud)?;
                     removable(&tag, call, upto)?;
                 }
                 Loaded::Good(_) => sidecar::update(&*file, |sidecar| {
-                    self.own(sidecar, id)?;
+                    self.own(sidecar, call.cloud, id)?;
                     removable(&sidecar.tag, call, upto)?;
                     sidecar.state = State::Leaving;
                     Ok((true, ()))
@@ -332,13 +326,13 @@ impl Inner {
         erase().map_err(|e: io::Error| trouble("remove", &e))
     }
 
-    fn observe(&self, id: Id<PoolVolume>) -> Result<Option<Seen<PoolVolume>>> {
+    fn observe(&self, cloud: Id<Cloud>, id: Id<PoolVolume>) -> Result<Option<Seen<PoolVolume>>> {
         let Some(file) = self.record(id)? else { return self.observe_draft(id) };
         let sidecar = Sidecar::read(&*file)?;
-        if sidecar.tag.cloud != self.base.cloud() {
+        if sidecar.tag.cloud != cloud {
             return Ok(None);
         }
-        self.own(&sidecar, id)?;
+        self.own(&sidecar, cloud, id)?;
         self.seen(&sidecar).map(Some)
     }
 
@@ -380,34 +374,33 @@ impl Inner {
         Ok(Seen { applied: sidecar.tag.rev, phase, at: stamp(), is, final_usage: Vec::new() })
     }
 
-    /// A volume as the inventory lists it; `None` if it is not ours. One whose record cannot be read has our cloud's tag
-    /// at revision 0: the pool is ours.
-    fn found(&self, id: Id<PoolVolume>) -> Option<Found<PoolVolume>> {
+    /// A volume as the inventory of `cloud` lists it; `None` if it is not its own. One whose owner cannot be read is listed
+    /// for the cloud that the pool belongs to, at revision 0.
+    fn found(&self, cloud: Id<Cloud>, id: Id<PoolVolume>) -> Option<Found<PoolVolume>> {
         let file = match self.record(id) {
             // Removed since the folder was read.
             Ok(None) => return None,
             Ok(Some(file)) => file,
-            Err(error) => return Some(self.unreadable(id, None, error)),
+            Err(error) => return self.unreadable(cloud, id, error),
         };
-        match Sidecar::load(&*file) {
-            Ok(Loaded::Good(sidecar)) if sidecar.tag.cloud != self.base.cloud() => None,
-            Ok(Loaded::Good(sidecar)) => Some(Found {
-                id,
-                tag: sidecar.tag,
-                passport: Some(sidecar.passport.clone()),
-                seen: self.own(&sidecar, id).and_then(|()| self.seen(&sidecar)),
-            }),
-            Ok(Loaded::Damaged(tag)) if tag.cloud != self.base.cloud() => None,
-            Ok(Loaded::Damaged(tag)) => {
-                Some(self.unreadable(id, Some(tag), Error::internal("the record of the volume is damaged")))
+        let (tag, passport, seen) = match Sidecar::load(&*file) {
+            Ok(Loaded::Good(sidecar)) => {
+                let seen = self.own(&sidecar, cloud, id).and_then(|()| self.seen(&sidecar));
+                (sidecar.tag, Some(sidecar.passport), seen)
             }
-            Err(error) => Some(self.unreadable(id, None, error)),
-        }
+            Ok(Loaded::Damaged(tag)) => {
+                (tag, None, Err(Error::internal("the record of the volume is damaged")))
+            }
+            Err(error) => return self.unreadable(cloud, id, error),
+        };
+        let found = Found { id, tag, passport, seen: seen.map_err(|e| e.about(id.object())) };
+        (tag.cloud == cloud).then_some(found)
     }
 
-    fn unreadable(&self, id: Id<PoolVolume>, tag: Option<Tag>, error: Error) -> Found<PoolVolume> {
-        let unknown = Tag { cloud: self.base.cloud(), incarnation: Uuid::nil(), rev: Rev(0) };
-        Found { id, tag: tag.unwrap_or(unknown), passport: None, seen: Err(error.about(id.object())) }
+    fn unreadable(&self, cloud: Id<Cloud>, id: Id<PoolVolume>, error: Error) -> Option<Found<PoolVolume>> {
+        let tag = Tag { cloud, incarnation: Uuid::nil(), rev: Rev(0) };
+        let found = Found { id, tag, passport: None, seen: Err(error.about(id.object())) };
+        (cloud == self.base.home()).then_some(found)
     }
 
     fn fence(&self, call: &Call, id: Id<PoolVolume>, below: Term) -> Result<Fenced> {
@@ -415,7 +408,7 @@ impl Inner {
             Error::not_found("the volume is not in the pool").remedy("a volume that is gone has no writer")
         })?;
         sidecar::update(&*file, |sidecar| {
-            self.own(sidecar, id)?;
+            self.own(sidecar, call.cloud, id)?;
             let raise = sidecar.term < below;
             sidecar.term = sidecar.term.max(below);
             Ok((raise, ()))
@@ -441,14 +434,12 @@ impl Inner {
         }
     }
 
-    fn newest_tag(&self, incarnation: Uuid) -> Result<Rev> {
-        let mut newest = Rev(0);
-        for id in self.ids()? {
-            let tag = self.found(id).map(|found| found.tag);
-            newest =
-                tag.filter(|tag| tag.incarnation == incarnation).map_or(newest, |tag| newest.max(tag.rev));
-        }
-        Ok(newest)
+    fn hello(&self, cloud: Id<Cloud>) -> Result<Hello> {
+        self.base.hello(cloud, |incarnation| {
+            let tags = self.ids()?.into_iter().filter_map(|id| self.found(cloud, id)).map(|found| found.tag);
+            let revs = tags.filter(|tag| tag.incarnation == incarnation).map(|tag| tag.rev);
+            Ok(revs.max().unwrap_or(Rev(0)))
+        })
     }
 
     /// The volumes that have a record, in order.
@@ -476,8 +467,8 @@ impl Inner {
         }
     }
 
-    fn own(&self, sidecar: &Sidecar, id: Id<PoolVolume>) -> Result<()> {
-        self.base.own(&sidecar.tag)?;
+    fn own(&self, sidecar: &Sidecar, cloud: Id<Cloud>, id: Id<PoolVolume>) -> Result<()> {
+        own(&sidecar.tag, cloud)?;
         if sidecar.volume != id || sidecar.pool != self.pool {
             return Err(Error::conflict("the record is that of another volume")
                 .remedy("give the files of the volume their own names back"));

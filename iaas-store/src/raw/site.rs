@@ -1,9 +1,9 @@
 //! What the pool and the access have in common: the fence of their site, changes, and work on a thread that may block.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use iaas_core::Error;
@@ -14,7 +14,6 @@ use iaas_core::Rev;
 use iaas_core::id::Cloud;
 use iaas_core::process::HostFence;
 use iaas_core::spi::Call;
-use iaas_core::spi::Ctx;
 use iaas_core::spi::Feed;
 use iaas_core::spi::Hello;
 use iaas_core::spi::Pull;
@@ -24,46 +23,54 @@ use iaas_core::spi::Tag;
 use jiff::Timestamp;
 use nix::time::ClockId;
 use nix::time::clock_gettime;
+use tokio::sync::Mutex;
 use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 /// The site of one provider.
 #[derive(Debug)]
 pub(crate) struct SiteBase {
+    state: PathBuf,
     site: Site,
-    fence: HostFence,
-    cloud: Id<Cloud>,
+    home: Id<Cloud>,
     install: Uuid,
     kind: &'static str,
     caps: &'static [&'static str],
     changed: broadcast::Sender<ObjectRef>,
-    /// One call at a time per id: ids share these locks by their last byte.
-    turns: Vec<Mutex<()>>,
 }
 
 impl SiteBase {
-    /// The site `site` of `cloud`, fenced in the host's folder `state`.
+    /// The site `site`, fenced in the host's folder `state`. `home` is the cloud that a call without a caller is about.
     pub(crate) fn open(
         state: &Path,
-        cloud: Id<Cloud>,
+        home: Id<Cloud>,
         site: Site,
         install: Uuid,
         kind: &'static str,
         caps: &'static [&'static str],
     ) -> Result<Self> {
-        let fence = HostFence::open(state, cloud, site)?;
+        HostFence::open(state, home, site)?;
         let (changed, _) = broadcast::channel(256);
-        let turns = (0..TURNS).map(|_| Mutex::default()).collect();
-        Ok(Self { site, fence, cloud, install, kind, caps, changed, turns })
+        Ok(Self { state: state.to_owned(), site, home, install, kind, caps, changed })
     }
 
-    pub(crate) fn cloud(&self) -> Id<Cloud> {
-        self.cloud
+    pub(crate) fn home(&self) -> Id<Cloud> {
+        self.home
     }
 
-    /// Who this is; `newest_tag` finds the newest revision among the tags of an incarnation.
-    pub(crate) fn hello(&self, newest_tag: impl FnOnce(Uuid) -> Result<Rev>) -> Result<Hello> {
-        let newest = match self.fence.newest()? {
+    /// The fence of the leaders of `cloud`.
+    pub(crate) fn fence(&self, cloud: Id<Cloud>) -> Result<HostFence> {
+        HostFence::open(&self.state, cloud, self.site)
+    }
+
+    /// Who this is, to `cloud`; `newest_tag` finds the newest revision among its tags of an incarnation.
+    pub(crate) fn hello(
+        &self,
+        cloud: Id<Cloud>,
+        newest_tag: impl FnOnce(Uuid) -> Result<Rev>,
+    ) -> Result<Hello> {
+        let newest = match self.fence(cloud)?.newest()? {
             Some((incarnation, epoch, rev)) => Some((incarnation, epoch, rev.max(newest_tag(incarnation)?))),
             None => None,
         };
@@ -79,39 +86,47 @@ impl SiteBase {
         })
     }
 
-    pub(crate) async fn claim(&self, cx: &Ctx) -> Result<()> {
-        self.fence.claim(&cx.call).await.map(drop)
-    }
-
     pub(crate) fn changes(&self) -> Feed<ObjectRef> {
         Box::new(Changes(self.changed.subscribe()))
     }
 
-    pub(crate) fn wake(&self, object: ObjectRef) {
-        // Nobody listening is fine.
-        let _ = self.changed.send(object);
+    /// Runs `effect` as the only call of this process on `object`, while no newer leader can come in. It goes on if the
+    /// caller goes away; whoever calls next for the same object waits for it, through this provider or another.
+    pub(crate) async fn act<T: Send + 'static>(
+        self: &Arc<Self>,
+        call: &Call,
+        object: ObjectRef,
+        effect: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        // Taken before the work is handed over: work that was never begun goes with its caller.
+        let turn = turn(object.id).lock_owned().await;
+        let (this, call) = (self.clone(), call.clone());
+        blocking(move || {
+            let _turn = turn;
+            let _inside = this.fence(call.cloud)?.enter_now(&call)?;
+            let done = effect();
+            // Nobody listening is fine.
+            let _ = this.changed.send(object.clone());
+            done.map_err(|e| e.about(object))
+        })
+        .await
     }
+}
 
-    /// Runs `effect` as the only call on `id`, while no newer leader can come in.
-    pub(crate) fn act<T>(&self, call: &Call, id: Uuid, effect: impl FnOnce() -> Result<T>) -> Result<T> {
-        let _turn = self.turn(id);
-        let _inside = self.fence.enter_now(call)?;
-        effect()
-    }
+/// Calls of this process on one object take turns; objects share these by the last byte of their id.
+fn turn(id: Uuid) -> Arc<Mutex<()>> {
+    static TURNS: LazyLock<Vec<Arc<Mutex<()>>>> =
+        LazyLock::new(|| (0..=u8::MAX).map(|_| Arc::default()).collect());
+    let place = id.as_bytes().last().copied().unwrap_or_default();
+    TURNS.get(usize::from(place)).cloned().unwrap_or_default()
+}
 
-    fn turn(&self, id: Uuid) -> MutexGuard<'_, ()> {
-        let place = usize::from(id.as_bytes()[15]) % TURNS;
-        // `place` is below the number of turns by construction.
-        self.turns[place].lock().unwrap_or_else(PoisonError::into_inner)
+/// Refuses what is another cloud's.
+pub(crate) fn own(tag: &Tag, cloud: Id<Cloud>) -> Result<()> {
+    if tag.cloud == cloud {
+        return Ok(());
     }
-
-    /// Refuses what is another cloud's.
-    pub(crate) fn own(&self, tag: &Tag) -> Result<()> {
-        if tag.cloud == self.cloud {
-            return Ok(());
-        }
-        Err(Error::conflict("this id is taken by something that is not ours").remedy("use another id"))
-    }
+    Err(Error::conflict("this id is taken by something that is not ours").remedy("use another id"))
 }
 
 /// Refuses a wish that is older than what was applied.
@@ -135,9 +150,19 @@ pub(crate) fn removable(tag: &Tag, call: &Call, upto: Rev) -> Result<()> {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    let mut task = Abort(tokio::task::spawn_blocking(work));
+    match (&mut task.0).await {
         Ok(result) => result,
         Err(e) => Err(Error::internal("work on the pool ended abruptly").because(&e)),
+    }
+}
+
+/// A task that is called off with its caller.
+struct Abort<T>(JoinHandle<T>);
+
+impl<T> Drop for Abort<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -165,21 +190,19 @@ impl Pull<ObjectRef> for Changes {
     }
 }
 
-/// Implements [`Provider`](iaas_core::spi::Provider) for a handle with `inner: Arc<…>` that has `base` and `newest_tag`.
+/// Implements [`Provider`](iaas_core::spi::Provider) for a handle with an `inner: Arc<…>` that has a `base` and says `hello`.
 macro_rules! provider {
     ($name:ty) => {
         #[async_trait::async_trait]
         impl iaas_core::spi::Provider for $name {
             async fn hello(&self) -> iaas_core::Result<iaas_core::spi::Hello> {
                 let inner = self.inner.clone();
-                $crate::raw::site::blocking(move || {
-                    inner.base.hello(|incarnation| inner.newest_tag(incarnation))
-                })
-                .await
+                $crate::raw::site::blocking(move || inner.hello(inner.base.home())).await
             }
             async fn claim(&self, cx: &iaas_core::spi::Ctx) -> iaas_core::Result<iaas_core::spi::Hello> {
-                self.inner.base.claim(cx).await?;
-                self.hello().await
+                self.inner.base.fence(cx.call.cloud)?.claim(&cx.call).await?;
+                let (inner, cloud) = (self.inner.clone(), cx.call.cloud);
+                $crate::raw::site::blocking(move || inner.hello(cloud)).await
             }
             async fn changes(
                 &self,
@@ -200,6 +223,3 @@ macro_rules! provider {
     };
 }
 pub(crate) use provider;
-
-/// How many calls on different ids run at once.
-const TURNS: usize = 64;

@@ -168,7 +168,8 @@ async fn remove_newer_refused<K: Kind, R: ConvergeRig<K> + ?Sized>(rig: &R) -> V
     let id = make::<K, R>(rig, &*provider, &ours(1), 1, Rev(5)).await?;
     let older = provider.remove(&ours(1), id, Rev(4)).await;
     should_fail("remove of something newer", ErrorKind::Conflict, older)?;
-    let mut other = ours(1);
+    // Its leader has a newer epoch, so that the tag refuses it and not the fence.
+    let mut other = ours(2);
     other.call.incarnation = uuid::Uuid::from_u128(0xdead);
     let foreign = provider.remove(&other, id, Rev(9)).await;
     should_fail("remove by another incarnation", ErrorKind::Conflict, foreign)?;
