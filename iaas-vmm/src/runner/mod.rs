@@ -1,0 +1,105 @@
+//! The role `runner`: one process per boot of a VM. It opens the VM's disks and ports, serves them to a QEMU that it
+//! supervises, keeps the console and the counters, and says in a file what it sees.
+//!
+//! Nobody has to ask a runner how its VM is: everything that `observe` needs is in the VM's folder, so looking never hangs
+//! and works as well when the runner is dead. Control asks it only to change something.
+
+pub mod console;
+pub mod devices;
+mod launch;
+mod machine;
+pub mod pump;
+pub mod record;
+pub mod usage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use iaas_core::Result;
+use iaas_core::process::Role;
+use iaas_core::process::RoleStart;
+use iaas_core::process::Roles;
+use iaas_core::spi::hypervisor::VmSpec;
+use serde::Deserialize;
+use serde::Serialize;
+
+use self::machine::Input;
+use self::machine::Machine;
+use crate::files;
+use crate::qemu::command::Accel;
+
+/// The name of the role.
+pub const ROLE: &str = "runner";
+
+/// The role `runner`, for [`Roles::with_role`].
+pub fn runner() -> Runner {
+    Runner(())
+}
+
+/// Runs one VM.
+#[derive(Debug)]
+pub struct Runner(());
+
+/// What a runner is started with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunnerArgs {
+    /// The VM's folder.
+    pub folder: PathBuf,
+    /// What to run; its `run` names the boot.
+    pub spec: VmSpec,
+    /// The QEMU binary.
+    pub qemu: PathBuf,
+    /// What runs the guest's instructions.
+    pub accel: Accel,
+}
+
+/// The verb that brings a running VM to a new spec; its body is the spec, its descriptors those of new devices.
+pub const APPLY: &str = "apply";
+/// The verb that types bytes into the console and answers how many were taken.
+pub const CONSOLE_WRITE: &str = "console-write";
+/// The verb that answers each NIC's counters: packets and bytes sent, packets and bytes received, frames refused.
+pub const NICS: &str = "nics";
+/// The name of the kernel's descriptor.
+pub const KERNEL_FD: &str = "kernel";
+/// The name of the initrd's descriptor.
+pub const INITRD_FD: &str = "initrd";
+
+impl Role for Runner {
+    fn name(&self) -> &'static str {
+        ROLE
+    }
+
+    fn main(&self, start: RoleStart, roles: &Roles) -> ExitCode {
+        match run(start, roles) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("the runner could not start: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn run(start: RoleStart, roles: &Roles) -> Result<()> {
+    let args: RunnerArgs = files::decode(&start.args)?;
+    let machine = Machine::claim(&args, start.id, roles)?;
+    let (tell, hear) = mpsc::channel();
+    let stopper = start.server.stopper();
+    let asks = tell.clone();
+    let serve = move || {
+        start.server.serve_deferred(|request, responder| {
+            // A responder that nobody took answers by itself that the runner is ending.
+            let _ = asks.send(Input::Ask(request, responder));
+        })
+    };
+    let server = std::thread::Builder::new().name("control".into()).spawn(serve);
+    let server = server
+        .map_err(|e| iaas_core::Error::unavailable("a runner could not listen to control").because(&e))?;
+    machine.run(&args, start.fds, (tell, hear));
+    stopper.stop();
+    match server.join() {
+        Ok(result) => result,
+        Err(_) => Err(iaas_core::Error::internal("the runner's control server failed")),
+    }
+}
