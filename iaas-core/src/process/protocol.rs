@@ -137,6 +137,7 @@ mod tests {
         let answer = Answer { v: 1, ok: None, err: Some(value), fds: Vec::new() };
         let error = answer.result(Vec::new()).unwrap_err();
         assert_eq!((error.kind(), error.outcome()), (crate::ErrorKind::Unavailable, Outcome::Unknown));
+        assert!(error.operator()[0].contains("FromTheFuture"), "{error:#}");
         let known = Error::denied("no").remedy("ask");
         assert_eq!(Answer::err(1, &known).result(Vec::new()).unwrap_err(), known);
     }
