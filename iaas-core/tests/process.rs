@@ -253,6 +253,16 @@ fn a_role_outlives_a_killed_control_process_and_is_adopted() {
         let role = role.unwrap();
         assert_eq!(ask(&role, "args").await.unwrap(), "args");
         assert_eq!(lab.processes(id), [role.pid()]);
+        let looks: Vec<_> = (0..200)
+            .map(|_| {
+                let launcher = lab.launcher.clone();
+                tokio::spawn(async move { launcher.find("echo", id).await })
+            })
+            .collect();
+        for look in looks {
+            let found = look.await.unwrap().unwrap();
+            assert!(matches!(found, Some((_, Adopted::Alive(_)))), "looking is in nobody's way: {found:?}");
+        }
         lab.launcher.set_passport("echo", id, Bytes::from_static(b"new")).await.unwrap();
         assert_eq!(lab.adopted("echo", id).await.unwrap().0, "new");
         role.kill().await.unwrap();

@@ -238,7 +238,7 @@ impl Launcher {
     fn guard(&self, id: Uuid) -> Result<RangeLock> {
         let until = Instant::now() + self.patience;
         loop {
-            if let Some(guard) = self.try_guard(id)? {
+            if let Some(guard) = self.try_guard(id, true)? {
                 return Ok(guard);
             }
             if Instant::now() >= until {
@@ -248,12 +248,13 @@ impl Launcher {
         }
     }
 
-    fn try_guard(&self, id: Uuid) -> Result<Option<RangeLock>> {
+    /// Exclusive for those who start and remove, shared for those who look.
+    fn try_guard(&self, id: Uuid, exclusive: bool) -> Result<Option<RangeLock>> {
         folder::make_dirs(&self.roles_dir())?;
         // A byte for each id; two ids that share one only wait for each other.
         let (high, low) = id.as_u64_pair();
         let start = (high ^ low) >> 2;
-        RangeLock::try_take(&self.roles_dir().join("guard"), Range { start, len: 1, exclusive: true })
+        RangeLock::try_take(&self.roles_dir().join("guard"), Range { start, len: 1, exclusive })
     }
 
     fn look(&self, role: &str, id: Uuid) -> Result<Option<(Bytes, Adopted)>> {
@@ -262,7 +263,7 @@ impl Launcher {
             return Ok(None);
         }
         let passport = folder.passport()?.unwrap_or_default();
-        let Some(_guard) = self.try_guard(id)? else {
+        let Some(_guard) = self.try_guard(id, false)? else {
             return Ok(Some((passport, Adopted::Unclear(busy()))));
         };
         if !folder.exists()? {
@@ -424,7 +425,8 @@ fn recover(role: &str, id: Uuid, folder: &RoleFolder) -> Result<Life> {
         }
         match ask_identity(role, id, folder, until.min(Instant::now() + ASK)) {
             Ok(identity) => {
-                folder.store(identity)?;
+                // Only saves the next one from asking, and others may be storing the same now.
+                let _ = folder.store(identity);
                 return Ok(identity.pidfd()?.map_or(Life::Gone, |fd| Life::Alive(identity, fd)));
             }
             Err(e) => last = Some(e),
