@@ -44,11 +44,6 @@ impl Mapping {
         Ok(Self { base, len })
     }
 
-    /// Its bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Reads the number at `at`. Acts as a full barrier together with [`store`](Self::store).
     pub(crate) fn load(&self, at: usize) -> u64 {
         self.number(at).map_or(0, |n| n.load(Ordering::SeqCst))
@@ -67,7 +62,8 @@ impl Mapping {
     }
 
     /// Copies from `at` into `out`; says whether all of it lies in the mapping.
-    pub(crate) fn read(&self, at: usize, out: &mut [u8]) -> bool {
+    #[cfg(test)]
+    fn read(&self, at: usize, out: &mut [u8]) -> bool {
         let Some(from) = self.place(at, out.len()) else { return false };
         // SAFETY: `place` checked that the bytes are mapped; `out` is ours and apart from any mapping.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), out.as_mut_ptr(), out.len()) };

@@ -3,7 +3,7 @@
 pub mod memory;
 pub mod opener;
 pub mod ring;
-mod socket;
+pub(crate) mod socket;
 
 pub use memory::MemoryPort;
 pub use opener::RingOpener;

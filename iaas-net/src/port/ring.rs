@@ -304,6 +304,8 @@ impl FramePort for RingPort {
 
     fn recv(&mut self, into: &mut [IoBuffers], lens: &mut [u32]) -> io::Result<usize> {
         if into.is_empty() {
+            // Nothing is asked for, but a switch may be waiting to be let in.
+            self.look_around();
             return Ok(0);
         }
         loop {
@@ -386,7 +388,8 @@ impl RingLink {
     }
 
     /// The socket that says when something happens.
-    pub(crate) fn peer(&self) -> &OwnedFd {
+    #[cfg(test)]
+    fn peer(&self) -> &OwnedFd {
         &self.peer
     }
 
