@@ -88,8 +88,11 @@ pub struct Decision {
 /// # Contract
 /// 1. `default-deny`: what no policy allows is denied.
 /// 2. `one-decision-per-query`: in the order of the queries.
-/// 3. `policy-revision`: a question about a newer revision than was loaded fails with `Conflict`.
+/// 3. `policy-revision`: a question about a newer revision than was loaded fails with `Conflict`; a change of a revision
+///    that is not loaded is answered with `NeedFull`.
 /// 4. `load-atomic`: a bad update fails with `Invalid` and the old policies stay.
+///
+/// Prove yours with `testing::conformance::authorizer`.
 #[async_trait]
 pub trait Authorizer: Debug + Send + Sync + 'static {
     /// Takes policies, whole or not at all.

@@ -116,6 +116,12 @@ pub struct BillLine {
 /// 3. `order-free`: the bill does not depend on the order in which events arrive.
 /// 4. `replay-same`: rating the log twice gives the same bill, byte for byte.
 /// 5. `project-apart`: a project's bill has only its own lines.
+/// 6. `period-clipped`: only what was used in the period is billed; what was counted between two readings was used when
+///    the later one was taken. A period that ends before it begins is `Invalid`.
+/// 7. `bill-exact`: a cost is the exact usage times the price, wherever that is a decimal number of at most 28 digits;
+///    else it is rounded half to even at nine. The total is the exact sum of the costs.
+///
+/// Prove yours with `testing::conformance::meter`.
 #[async_trait]
 pub trait MeterSink: Debug + Send + Sync + 'static {
     /// Keeps `batch`; `Ok` means durable.

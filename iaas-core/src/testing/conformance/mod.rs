@@ -14,11 +14,13 @@
 //! that clause notices.
 
 pub mod artifacts;
+pub mod authorizer;
 mod calls;
 pub mod converge;
 pub mod fakes;
 pub mod hypervisor;
 pub mod inventory;
+pub mod meter;
 pub mod net_program;
 mod packet;
 pub mod plugs;
