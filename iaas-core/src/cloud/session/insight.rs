@@ -20,18 +20,33 @@ use crate::spi::network::Trace;
 impl Session {
     /// The bill of `project` from `from` until before `to`, by the newest price book that holds at `to`.
     ///
-    /// Reads all counters first, so that it is up to the moment.
+    /// Counted usage counts by readings up to `to`, which are taken every ten seconds and when something ends.
     ///
     /// # Errors
     /// `Conflict` if no price book holds; those of the gate and of the meter.
     pub async fn bill(&self, project: Id<Project>, from: Timestamp, to: Timestamp) -> Result<Bill> {
-        let request = actions::ReadBill { project, from, to };
+        self.bill_until(project, from, Some(to)).await
+    }
+
+    /// The bill of `project` from `from` until this moment, for which all counters are read.
+    ///
+    /// # Errors
+    /// As [`bill`](Self::bill).
+    pub async fn bill_so_far(&self, project: Id<Project>, from: Timestamp) -> Result<Bill> {
+        self.bill_until(project, from, None).await
+    }
+
+    async fn bill_until(&self, project: Id<Project>, from: Timestamp, to: Option<Timestamp>) -> Result<Bill> {
+        let clock = self.cloud().engine().committer().clock();
+        let until_now = to.is_none();
+        let request = actions::ReadBill { project, from, to: to.unwrap_or_else(|| clock.now()) };
         let permit = self.cloud().gate().check(self.principal(), request).await?;
         let actions::ReadBill { project, from, to } = *permit.request();
         let engine = self.cloud().engine();
         let work = &engine.driver().work;
         outbox::read_counters(engine.committer(), &work.sites, engine.meter(), &work.caller).await?;
         outbox::deliver(engine.committer(), engine.meter(), &work.caller).await?;
+        let to = if until_now { clock.now() } else { to };
         let book = engine.committer().read(|s| {
             let holds = s.price_books.values().filter(|b| b.spec.from <= to);
             holds.max_by_key(|b| (b.spec.from, b.meta.id)).cloned()

@@ -1,0 +1,118 @@
+//! What `cargo xtask crash` kills: one tenant, one volume, one tiny guest; made, used, and removed again.
+//!
+//! `crash-subject --state FOLDER` does the whole story and prints `SETTLED`. Killed anywhere and started again, it
+//! finishes the *same* create, by the same tokens, uses what it made, and leaves nothing.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use iaas_core::ByteSize;
+use iaas_core::ErrorKind;
+use iaas_core::Result;
+use iaas_core::cloud::NewInstance;
+use iaas_core::cloud::Session;
+use iaas_core::model::*;
+use iaas_core::security::actions::Nic;
+use iaas_examples::guest::Guest;
+use iaas_examples::machine;
+use iaas_examples::machine::Arguments;
+
+fn main() -> ExitCode {
+    machine::init();
+    match story(&Arguments::parse()) {
+        Ok(()) => {
+            println!("SETTLED");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("crash-subject failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn story(arguments: &Arguments) -> Result<()> {
+    let machine = machine::open(&arguments.state).await?;
+    let me = machine.cloud.session_as("operator");
+    if let Some(project) = make(&me, arguments).await? {
+        machine::delete_all(&me, project).await?;
+        me.projects().delete(project).await?.wait().await?;
+    }
+    remove_rest(&me).await?;
+    machine::ensure(machine.cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
+    machine.close().await
+}
+
+/// Makes and uses everything, unless an earlier life of this program got as far as removing it.
+async fn make(me: &Session, arguments: &Arguments) -> Result<Option<iaas_core::Id<Project>>> {
+    let organization = me.organizations().create(Owner::Cloud, "acme", Empty {}).token("organization").await?.out;
+    let project = me.projects().create(organization, "shop", ProjectSpec { organization }).token("project").await;
+    let project = match project {
+        Ok(op) => op.out,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if me.projects().get(project).await.is_err() {
+        return Ok(None);
+    }
+    match populate(me, project, arguments).await {
+        // It was removed by an earlier life: what is left of it goes now.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(project)),
+        Err(error) => Err(error),
+        Ok(()) => Ok(Some(project)),
+    }
+}
+
+async fn populate(me: &Session, project: iaas_core::Id<Project>, arguments: &Arguments) -> Result<()> {
+    let network = me.networks().create(project, "vpc", NetworkSpec::default()).token("network").await?.out;
+    let spec = SubnetSpec::new(network, vec!["10.1.1.0/24".parse()?, "fd00:1:1::/64".parse()?])?;
+    let subnet = me.subnets().create(project, "front", spec).token("subnet").await?.out;
+    let size = VolumeSpec::new(ByteSize::mib(8))?;
+    let volume = me.volumes().create(project, "data", size).token("volume").await?;
+    wait_or_gone(volume.wait().await.map(|_| ()))?;
+    let cmdline = "console=ttyS0 panic=-1 quiet guest.run=tiny";
+    let (kernel, initrd) = (&arguments.kernel, arguments.initrd.as_path());
+    let image = match me.images().named(project, "tiny").await {
+        Ok(image) => image.meta.id,
+        Err(_) => me.images().import(project, "tiny", kernel, Some(initrd), cmdline).await?.out,
+    };
+    let size = InstanceTypeSpec::new(1, ByteSize::mib(96))?;
+    let size = me.instance_types().create(Owner::Cloud, "tiny", size).token("instance-type").await?.out;
+    let new = NewInstance {
+        name: "guest".to_owned(),
+        instance_type: size,
+        image,
+        cmdline: String::new(),
+        nics: vec![Nic::New(PortSpec { subnet, groups: [].into(), addresses: Vec::new() })],
+        volumes: vec![volume.out],
+    };
+    let guest = me.instances().launch(project, new).token("instance").await?;
+    wait_or_gone(guest.wait().await.map(|_| ()))?;
+    if me.instances().get(guest.out).await.is_ok_and(|i| i.meta.absent.is_none()) {
+        Guest::follow(me, guest.out).line("GUEST-READY", Duration::from_secs(60)).await?;
+    }
+    Ok(())
+}
+
+/// An operation that a later deletion replaced, or that is forgotten with its project, has had its effect.
+fn wait_or_gone(waited: Result<()>) -> Result<()> {
+    match waited {
+        Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => Ok(()),
+        other => other,
+    }
+}
+
+async fn remove_rest(me: &Session) -> Result<()> {
+    for record in me.organizations().list(Owner::Cloud, None, 100).await? {
+        for project in me.projects().list(record.meta.id, None, 100).await? {
+            machine::delete_all(me, project.meta.id).await?;
+            me.projects().delete(project.meta.id).await?;
+        }
+        me.organizations().delete(record.meta.id).await?;
+    }
+    for record in me.instance_types().list(Owner::Cloud, None, 100).await? {
+        me.instance_types().delete(record.meta.id).await?;
+    }
+    Ok(())
+}
