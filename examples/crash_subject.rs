@@ -46,8 +46,10 @@ async fn story(arguments: &Arguments) -> Result<()> {
 
 /// Makes and uses everything, unless an earlier life of this program got as far as removing it.
 async fn make(me: &Session, arguments: &Arguments) -> Result<Option<iaas_core::Id<Project>>> {
-    let organization = me.organizations().create(Owner::Cloud, "acme", Empty {}).token("organization").await?.out;
-    let project = me.projects().create(organization, "shop", ProjectSpec { organization }).token("project").await;
+    let organization =
+        me.organizations().create(Owner::Cloud, "acme", Empty {}).token("organization").await?.out;
+    let project =
+        me.projects().create(organization, "shop", ProjectSpec { organization }).token("project").await;
     let project = match project {
         Ok(op) => op.out,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -38,7 +38,11 @@ fn main() -> ExitCode {
     // The same binary is also the runner of each VM and the switch of the host: this line never returns in those.
     machine::init();
     let arguments = Arguments::parse();
-    let done = if arguments.control || arguments.chaos { control(&arguments) } else { supervise::until_done(1).map_err(machine::io) };
+    let done = if arguments.control || arguments.chaos {
+        control(&arguments)
+    } else {
+        supervise::until_done(1).map_err(machine::io)
+    };
     done.unwrap_or_else(|error| {
         eprintln!("quickstart failed: {error:#}");
         ExitCode::FAILURE
@@ -102,7 +106,9 @@ struct Memory {
 impl Memory {
     fn read(page: &PathBuf) -> Result<Option<Self>> {
         match std::fs::read(page) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::internal("memory lost").because(&e)),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| Error::internal("memory lost").because(&e)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(machine::io(e)),
         }
@@ -124,7 +130,9 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
     // A VPC of two dual-stack subnets; a firewall that lets members ping each other and fetch pages.
     let network = me.networks().create(project, "vpc", NetworkSpec::default()).await?.out;
     let mut subnets = Vec::new();
-    for (name, v4, v6) in [("front", "10.1.1.0/24", "fd00:1:1::/64"), ("back", "10.1.2.0/24", "fd00:1:2::/64")] {
+    for (name, v4, v6) in
+        [("front", "10.1.1.0/24", "fd00:1:1::/64"), ("back", "10.1.2.0/24", "fd00:1:2::/64")]
+    {
         let spec = SubnetSpec::new(network, vec![v4.parse()?, v6.parse()?])?;
         subnets.push(me.subnets().create(project, name, spec).await?.out);
     }
@@ -145,9 +153,11 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
     report.step("network", format!("two subnets, one security group; web will be {addresses:?}"));
 
     // A volume, an image, two instances.
-    let volume = me.volumes().create(project, "pages", VolumeSpec::new(ByteSize::gib(1))?).await?.wait().await?;
+    let volume =
+        me.volumes().create(project, "pages", VolumeSpec::new(ByteSize::gib(1))?).await?.wait().await?;
     let (kernel, initrd) = (&arguments.kernel, Some(arguments.initrd.as_path()));
-    let image = me.images().import(project, "linux", kernel, initrd, "console=ttyS0 panic=-1 quiet").await?.out;
+    let image =
+        me.images().import(project, "linux", kernel, initrd, "console=ttyS0 panic=-1 quiet").await?.out;
     let size = InstanceTypeSpec::new(1, ByteSize::mib(192))?;
     let size = me.instance_types().create(Owner::Cloud, "small", size).await?.out;
     let instance = |name: &str, cmdline: String, port, volumes| NewInstance {
@@ -163,7 +173,8 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
     let web = instance("web", "guest.run=web".to_owned(), ports[0], vec![volume]);
     let client = instance("client", format!("guest.run=client {}", peers.join(" ")), ports[1], Vec::new());
     report.waiting("web and client are being made");
-    let (web, client) = (me.instances().launch(project, web).await?, me.instances().launch(project, client).await?);
+    let (web, client) =
+        (me.instances().launch(project, web).await?, me.instances().launch(project, client).await?);
     let (web, client) = (web.wait().await?, client.wait().await?);
 
     // From here on only the guests testify.
@@ -202,11 +213,29 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
     let killed_at = gaps::uptime(&at_client).unwrap_or(0.0);
     let (web_port, client_port) = (ports[0], ports[1]);
     Ok(Memory {
-        organization, project, web, client, volume, web_port, client_port, image, size, book, nonce, boot_ids, quiet, killed_at,
+        organization,
+        project,
+        web,
+        client,
+        volume,
+        web_port,
+        client_port,
+        image,
+        size,
+        book,
+        nonce,
+        boot_ids,
+        quiet,
+        killed_at,
     })
 }
 
-async fn explain_drop(me: &Session, from: Id<Port>, dst: std::net::IpAddr, report: &mut Report) -> Result<()> {
+async fn explain_drop(
+    me: &Session,
+    from: Id<Port>,
+    dst: std::net::IpAddr,
+    report: &mut Report,
+) -> Result<()> {
     let packet = PacketQuery { from, src: None, dst, protocol: 6, src_port: 40000, dst_port: 81 };
     let trace = me.explain_packet(packet).await?;
     machine::ensure(trace.verdict == Verdict::Dropped, || format!("explain disagrees: {trace:?}"))?;
@@ -218,11 +247,15 @@ async fn explain_drop(me: &Session, from: Id<Port>, dst: std::net::IpAddr, repor
 async fn adopt(cloud: &Cloud, me: &Session, memory: &Memory, report: &mut Report) -> Result<()> {
     let mut at_client = Guest::follow(me, memory.client);
     report.waiting("control is back and looks for its guests");
-    for (id, boot_id, name) in [(memory.web, &memory.boot_ids[0], "web"), (memory.client, &memory.boot_ids[1], "client")] {
+    for (id, boot_id, name) in
+        [(memory.web, &memory.boot_ids[0], "web"), (memory.client, &memory.boot_ids[1], "client")]
+    {
         let mut guest = Guest::follow(me, id);
         let from = guest.now().await?;
         let alive = guest.line_after(from, "ALIVE boot_id", BOOT).await?.1;
-        machine::ensure(value(&alive, "boot_id") == Some(boot_id), || format!("{name} was started anew: {alive}"))?;
+        machine::ensure(value(&alive, "boot_id") == Some(boot_id), || {
+            format!("{name} was started anew: {alive}")
+        })?;
         report.step("adopted", format!("{name}: {alive}"));
     }
     machine::ensure(cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
@@ -233,7 +266,12 @@ async fn adopt(cloud: &Cloud, me: &Session, memory: &Memory, report: &mut Report
     Ok(())
 }
 
-async fn restart_switch(me: &Session, memory: &Memory, arguments: &Arguments, report: &mut Report) -> Result<()> {
+async fn restart_switch(
+    me: &Session,
+    memory: &Memory,
+    arguments: &Arguments,
+    report: &mut Report,
+) -> Result<()> {
     let mut at_client = Guest::follow(me, memory.client);
     at_client.line("TICK", BOOT).await?;
     let from = gaps::uptime(&at_client).unwrap_or(0.0);
@@ -264,7 +302,9 @@ async fn replace_web(me: &Session, memory: &Memory, report: &mut Report) -> Resu
     let web = me.instances().launch(memory.project, web).await?.wait().await?;
     let mut guest = Guest::follow(me, web);
     let nonce = guest.line("WEB-NONCE", BOOT).await?;
-    machine::ensure(nonce.ends_with(&memory.nonce), || format!("the page changed: {nonce}, was {}", memory.nonce))?;
+    machine::ensure(nonce.ends_with(&memory.nonce), || {
+        format!("the page changed: {nonce}, was {}", memory.nonce)
+    })?;
     let mut client = Guest::follow(me, memory.client);
     let from = client.now().await?;
     let page = client.line_after(from, "FETCH nonce", BOOT).await?.1;
@@ -282,7 +322,10 @@ async fn bill(me: &Session, memory: &Memory, web: Id<Instance>, report: &mut Rep
     for line in &bill.lines {
         let name = format!("{} {}", line.resource.kind, &line.resource.id.to_string()[24..]);
         let amount = format!("{:>22} {:<9} × {:>8}", line.quantity, line.unit, line.unit_price);
-        report.step("bill", format!("{name:<28} {:<13} {amount} = {} {}", line.meter, line.cost, bill.currency));
+        report.step(
+            "bill",
+            format!("{name:<28} {:<13} {amount} = {} {}", line.meter, line.cost, bill.currency),
+        );
     }
     report.step("bill", format!("total {} {}", bill.total, bill.currency));
     report.step("bytes", machine::check_bytes(&bill, memory.client_port, &before, &after)?);
@@ -290,12 +333,21 @@ async fn bill(me: &Session, memory: &Memory, web: Id<Instance>, report: &mut Rep
     let index = entries.iter().position(|e| e.object == web.object()).unwrap_or(0) as u64;
     let (leaf, proof, checkpoint) = me.audit().prove(index).await?;
     proof.verify(&leaf, &checkpoint.root())?;
-    let proved = format!("entry {index} ({}) is proved to be in it", entries[usize::try_from(index).unwrap_or(0)].action);
+    let proved = format!(
+        "entry {index} ({}) is proved to be in it",
+        entries[usize::try_from(index).unwrap_or(0)].action
+    );
     report.step("audit", format!("{} entries, root {}; {proved}", checkpoint.size(), checkpoint.root()));
     Ok(())
 }
 
-async fn clean_up(me: &Session, machine: &machine::Machine, memory: &Memory, web: Id<Instance>, report: &mut Report) -> Result<()> {
+async fn clean_up(
+    me: &Session,
+    machine: &machine::Machine,
+    memory: &Memory,
+    web: Id<Instance>,
+    report: &mut Report,
+) -> Result<()> {
     report.waiting("everything is deleted");
     let (a, b) = (me.instances().delete(web).await?, me.instances().delete(memory.client).await?);
     (a.wait().await?, b.wait().await?);
@@ -312,7 +364,10 @@ async fn clean_up(me: &Session, machine: &machine::Machine, memory: &Memory, web
 }
 
 fn shown(seen: Seen) -> String {
-    format!("longest gap {:.0} ms, slowest connect {:.0} ms, {} fetches ({} failed)", seen.gap_ms, seen.connect_ms, seen.fetches, seen.failed)
+    format!(
+        "longest gap {:.0} ms, slowest connect {:.0} ms, {} fetches ({} failed)",
+        seen.gap_ms, seen.connect_ms, seen.fetches, seen.failed
+    )
 }
 
 /// A guest under emulation needs seconds to boot, on a busy machine many.

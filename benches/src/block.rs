@@ -44,7 +44,11 @@ fn batch(queue: &mut dyn BlockQueue, size: u64, write: bool, seed: &mut u64) -> 
             && let Some(buffers) = free.pop()
         {
             let at = next(seed) % (size / 4096) * 4096;
-            let op = if write { BlockOp::Write { at, from: buffers } } else { BlockOp::Read { at, into: buffers } };
+            let op = if write {
+                BlockOp::Write { at, from: buffers }
+            } else {
+                BlockOp::Read { at, into: buffers }
+            };
             match queue.submit(sent, op) {
                 Ok(()) => sent += 1,
                 Err(BlockOp::Read { into: buffers, .. } | BlockOp::Write { from: buffers, .. }) => {

@@ -64,8 +64,10 @@ fn run_id(page: &Path) -> Result<String> {
 /// The project of this run; `None` if an earlier life has removed it.
 async fn tenant(me: &Session, run: &str) -> Result<Option<Id<Project>>> {
     let token = |what: &str| format!("{run}/{what}");
-    let organization = me.organizations().create(Owner::Cloud, "acme", Empty {}).token(token("organization")).await?.out;
-    let project = me.projects().create(organization, "shop", ProjectSpec { organization }).token(token("project"));
+    let organization =
+        me.organizations().create(Owner::Cloud, "acme", Empty {}).token(token("organization")).await?.out;
+    let project =
+        me.projects().create(organization, "shop", ProjectSpec { organization }).token(token("project"));
     match project.await {
         Ok(op) if me.projects().get(op.out).await.is_ok() => Ok(Some(op.out)),
         Ok(_) => Ok(None),
@@ -76,7 +78,8 @@ async fn tenant(me: &Session, run: &str) -> Result<Option<Id<Project>>> {
 
 async fn live(me: &Session, project: Id<Project>, run: &str, arguments: &Arguments) -> Result<()> {
     let token = |what: &str| format!("{run}/{what}");
-    let network = me.networks().create(project, "vpc", NetworkSpec::default()).token(token("network")).await?.out;
+    let network =
+        me.networks().create(project, "vpc", NetworkSpec::default()).token(token("network")).await?.out;
     let spec = SubnetSpec::new(network, vec!["10.1.1.0/24".parse()?, "fd00:1:1::/64".parse()?])?;
     let subnet = me.subnets().create(project, "front", spec).token(token("subnet")).await?.out;
     let mut ports = Vec::new();
@@ -91,17 +94,22 @@ async fn live(me: &Session, project: Id<Project>, run: &str, arguments: &Argumen
         Ok(image) => image.meta.id,
         Err(_) => {
             let initrd = Some(arguments.initrd.as_path());
-            me.images().import(project, "linux", &arguments.kernel, initrd, "console=ttyS0 panic=-1 quiet").await?.out
+            me.images()
+                .import(project, "linux", &arguments.kernel, initrd, "console=ttyS0 panic=-1 quiet")
+                .await?
+                .out
         }
     };
     let spec = InstanceTypeSpec::new(1, ByteSize::mib(192))?;
     let size = me.instance_types().create(Owner::Cloud, "small", spec).token(token("size")).await?.out;
     let peers: Vec<_> = me.ports().get(ports[0]).await?.bind.addrs;
-    let peers: Vec<_> = peers.iter().map(|a| format!("guest.peer{}={a}", if a.is_ipv4() { 4 } else { 6 })).collect();
+    let peers: Vec<_> =
+        peers.iter().map(|a| format!("guest.peer{}={a}", if a.is_ipv4() { 4 } else { 6 })).collect();
     let mut guests = Vec::new();
-    for (name, cmdline, volumes) in
-        [("web", "guest.run=web".to_owned(), vec![volume.out]), ("client", format!("guest.run=client {}", peers.join(" ")), vec![])]
-    {
+    for (name, cmdline, volumes) in [
+        ("web", "guest.run=web".to_owned(), vec![volume.out]),
+        ("client", format!("guest.run=client {}", peers.join(" ")), vec![]),
+    ] {
         let nics = vec![Nic::Port(ports[guests.len()])];
         let new = NewInstance { name: name.to_owned(), instance_type: size, image, cmdline, nics, volumes };
         guests.push(me.instances().launch(project, new).token(token(&format!("{name}-instance"))).await?.out);

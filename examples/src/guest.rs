@@ -41,7 +41,12 @@ impl Guest {
     ///
     /// # Errors
     /// As [`line`](Self::line).
-    pub async fn line_after(&mut self, from: usize, prefix: &str, within: Duration) -> Result<(usize, String)> {
+    pub async fn line_after(
+        &mut self,
+        from: usize,
+        prefix: &str,
+        within: Duration,
+    ) -> Result<(usize, String)> {
         let find = |text: &str| {
             let numbered = complete_lines(text).enumerate().skip(from);
             numbered.map(|(n, line)| (n, line.to_owned())).find(|(_, line)| line.starts_with(prefix))
@@ -52,7 +57,8 @@ impl Guest {
             return Ok(line);
         }
         let tail: Vec<_> = self.lines().into_iter().rev().take(12).collect();
-        let late = Error::timeout(format!("the guest did not print `{prefix}` within {} s", within.as_secs()));
+        let late =
+            Error::timeout(format!("the guest did not print `{prefix}` within {} s", within.as_secs()));
         Err(tail.into_iter().rev().fold(late, Error::detail))
     }
 

@@ -62,6 +62,7 @@ pub struct Machine {
     /// Which hypervisor it uses, and why.
     pub why: String,
     state: PathBuf,
+    runtime: PathBuf,
 }
 
 /// Opens the cloud in `state`, or makes it.
@@ -92,14 +93,17 @@ pub async fn open(state: &Path) -> Result<Machine> {
         host: ids.host,
         fabric: ids.fabric,
         state: host_state.clone(),
-        runtime,
+        runtime: runtime.clone(),
         role_binary: None,
         offloads: Offloads::default(),
     })
     .await?;
     let host = HostProviders {
         id: ids.host,
-        inventory: Arc::new(iaas_core::testing::fake::FakeInventory::open(&iaas_core::testing::fake::World::new(Arc::new(iaas_core::SystemClock::new())), ids.host)),
+        inventory: Arc::new(iaas_core::testing::fake::FakeInventory::open(
+            &iaas_core::testing::fake::World::new(Arc::new(iaas_core::SystemClock::new())),
+            ids.host,
+        )),
         artifacts: Arc::new(HostArtifacts::open(&host_state, ids.cloud, ids.host)?),
         hypervisor: Arc::new(hypervisor),
         access: BTreeMap::from([(ids.pool, Arc::new(access) as _)]),
@@ -118,21 +122,24 @@ pub async fn open(state: &Path) -> Result<Machine> {
         .blobs(Arc::new(FolderBlobs::open(state.join("blobs"))?))
         .open()
         .await?;
-    Ok(Machine { cloud, why, state })
+    Ok(Machine { cloud, why, state, runtime })
 }
 
 /// What runs the guests, and why nothing better.
 fn why(hypervisor: &QemuHypervisor) -> String {
-    format!("QEMU with {:?}: {:?}", hypervisor.accel(), iaas_vmm::probe())
+    format!("QEMU with {:?}; {}", hypervisor.accel(), iaas_vmm::probe())
 }
 
 impl Machine {
-    /// Gives the lead back and ends the switch; the folder stays.
+    /// Gives the lead back; the state folder stays.
     ///
     /// # Errors
     /// Those of the store and of the processes.
     pub async fn close(self) -> Result<()> {
-        self.cloud.close().await
+        self.cloud.close().await?;
+        // Only an empty one goes: sockets in it belong to what still runs.
+        let _ = std::fs::remove_dir(&self.runtime);
+        Ok(())
     }
 
     /// What `e2fsck -fn`, a judge that is not ours, says of the raw file of a volume that nobody has open.
@@ -141,12 +148,18 @@ impl Machine {
     /// `Invalid` with its answer if the file system is not clean; `Unavailable` if it cannot be run.
     pub fn check_volume(&self, volume: Id<Volume>) -> Result<String> {
         let file = self.state.join("volumes").join(format!("{volume}.raw"));
-        let done = Command::new("e2fsck").arg("-fn").arg(&file).output().map_err(|e| {
-            io(e).remedy("install e2fsprogs: `cargo xtask setup`")
-        })?;
+        let done = Command::new("e2fsck")
+            .arg("-fn")
+            .arg(&file)
+            .output()
+            .map_err(|e| io(e).remedy("install e2fsprogs: `cargo xtask setup`"))?;
         let answer = String::from_utf8_lossy(&done.stdout);
         let last = answer.lines().last().unwrap_or("no answer").trim().to_owned();
-        if done.status.success() { Ok(last) } else { Err(Error::invalid(format!("e2fsck: {last}")).detail(answer)) }
+        if done.status.success() {
+            Ok(last)
+        } else {
+            Err(Error::invalid(format!("e2fsck: {last}")).detail(answer))
+        }
     }
 }
 
@@ -236,7 +249,9 @@ impl Ids {
         let file = state.join("ids.json");
         if let Ok(bytes) = std::fs::read(&file) {
             return serde_json::from_slice(&bytes).map_err(|e| {
-                Error::invalid(format!("`{}` is damaged", file.display())).because(&e).remedy("restore it from a copy")
+                Error::invalid(format!("`{}` is damaged", file.display()))
+                    .because(&e)
+                    .remedy("restore it from a copy")
             });
         }
         fn id<K>() -> Id<K> {
