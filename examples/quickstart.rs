@@ -350,7 +350,8 @@ async fn clean_up(
 ) -> Result<()> {
     report.waiting("everything is deleted");
     let (a, b) = (me.instances().delete(web).await?, me.instances().delete(memory.client).await?);
-    (a.wait().await?, b.wait().await?);
+    a.wait().await?;
+    b.wait().await?;
     report.step("e2fsck", machine.check_volume(memory.volume)?);
     me.volumes().delete(memory.volume).await?.wait().await?;
     machine::delete_all(me, memory.project).await?;
