@@ -40,6 +40,8 @@ pub struct MemoryPort {
 #[derive(Debug, Default)]
 struct Lane {
     frames: VecDeque<Vec<u8>>,
+    /// Buffers that were emptied, to be filled again.
+    spare: Vec<Vec<u8>>,
     /// The sender waits for room.
     stuck: bool,
 }
@@ -79,8 +81,51 @@ impl MemoryPort {
         self.dropped
     }
 
+    /// Replaces `out` by the next frame; `false` if there is none.
+    pub(crate) fn take(&mut self, out: &mut Vec<u8>) -> bool {
+        let mut lane = lock(&self.inward);
+        let Some(frame) = lane.frames.pop_front() else { return false };
+        lane.spare.push(std::mem::replace(out, frame));
+        if std::mem::take(&mut lane.stuck) {
+            wake(&self.theirs);
+        }
+        true
+    }
+
+    /// Sends a frame; `false` if there is no room. The other end hears of it by [`ring`](Self::ring).
+    pub(crate) fn give(&mut self, frame: &[u8]) -> bool {
+        self.put(frame.len(), |out| out.extend_from_slice(frame))
+    }
+
+    /// Tells the other end that there are frames.
+    pub(crate) fn ring(&self) {
+        wake(&self.theirs);
+    }
+
+    /// Sends the frame that `fill` writes, or loses it.
+    fn put(&mut self, len: usize, fill: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let (lost, late) = (self.happens(self.faults.loss), self.happens(self.faults.reorder));
+        let mut lane = lock(&self.outward);
+        if lane.frames.len() >= LANE {
+            lane.stuck = true;
+            return false;
+        }
+        if lost {
+            return true;
+        }
+        let mut frame = lane.spare.pop().unwrap_or_else(|| Vec::with_capacity(len));
+        frame.clear();
+        fill(&mut frame);
+        let at = lane.frames.len().saturating_sub(usize::from(late));
+        lane.frames.insert(at, frame);
+        true
+    }
+
     /// Whether an event of that many thousandths happens now.
     fn happens(&mut self, thousandths: u16) -> bool {
+        if thousandths == 0 {
+            return false;
+        }
         // SplitMix64 (Steele, Lea, Flood 2014): every seed gives a different, repeatable row.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -104,12 +149,13 @@ impl FramePort for MemoryPort {
         while let (Some(buffers), Some(len)) = (into.get(done), lens.get_mut(done))
             && let Some(frame) = lane.frames.pop_front()
         {
-            if buffers.write_at(0, &frame) < frame.len() {
+            if buffers.write_at(0, &frame) == frame.len() {
+                *len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+                done += 1;
+            } else {
                 self.dropped += 1;
-                continue;
             }
-            *len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-            done += 1;
+            lane.spare.push(frame);
         }
         if std::mem::take(&mut lane.stuck) {
             wake(&self.theirs);
@@ -123,20 +169,14 @@ impl FramePort for MemoryPort {
     fn send(&mut self, frames: &[IoBuffers]) -> io::Result<usize> {
         let mut done = 0;
         for frame in frames {
-            let (lost, late) = (self.happens(self.faults.loss), self.happens(self.faults.reorder));
-            let mut lane = lock(&self.outward);
-            if lane.frames.len() >= LANE {
-                lane.stuck = true;
+            let whole = |out: &mut Vec<u8>| {
+                out.resize(frame.len(), 0);
+                frame.read_at(0, out);
+            };
+            if !self.put(frame.len(), whole) {
                 break;
             }
             done += 1;
-            if lost {
-                continue;
-            }
-            let mut bytes = vec![0; frame.len()];
-            frame.read_at(0, &mut bytes);
-            let at = lane.frames.len().saturating_sub(usize::from(late));
-            lane.frames.insert(at, bytes);
         }
         wake(&self.theirs);
         if done == 0 && !frames.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(done) }
