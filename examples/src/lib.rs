@@ -11,7 +11,5 @@ pub mod chaos;
 pub mod gaps;
 pub mod guest;
 pub mod machine;
-pub mod memory;
 pub mod report;
 pub mod supervise;
-pub mod trials;

@@ -364,6 +364,19 @@ impl Inner {
         if alive { Ok(record) } else { Ok(record.after_death(folder.reading()?)) }
     }
 
+    /// What a running VM has used: now, or when its runner last wrote it down if that is busy. The last reading of an ended
+    /// boot stands in what is observed, until the VM is removed.
+    async fn reading(&self, id: Uuid) -> Result<Option<Reading>> {
+        let Some((_, Adopted::Alive(runner))) = self.launcher.find(runner::ROLE, id).await? else {
+            return Ok(None);
+        };
+        let fresh = runner.call(runner::USAGE, Bytes::new(), Vec::new(), COUNT).await;
+        match fresh.and_then(|bytes| files::decode(&bytes)) {
+            Ok(reading) => Ok(Some(reading)),
+            Err(_) => Ok(self.folder(id).reading()?.filter(|reading| !reading.fin)),
+        }
+    }
+
     fn phase(&self, id: Uuid, accepted: &Accepted, run: Run, record: &VmRecord) -> Phase {
         if accepted.leaving {
             return Phase::Leaving;
@@ -577,8 +590,7 @@ impl Provider for QemuHypervisor {
             if !ours || after.as_ref().is_some_and(|after| of <= *after) || readings.len() >= limit {
                 continue;
             }
-            // A last reading stands in what is observed, until the VM is removed.
-            readings.extend(self.inner.folder(id).reading()?.filter(|reading| !reading.fin));
+            readings.extend(self.inner.reading(id).await?);
         }
         Ok(readings)
     }
@@ -668,5 +680,7 @@ const POLL: Duration = Duration::from_millis(50);
 const REBOOT_GRACE: Duration = Duration::from_secs(5);
 /// How long a runner that is removed may take to give its volumes back.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a runner may take to read its counters.
+const COUNT: Duration = Duration::from_secs(2);
 /// When a step that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -1,4 +1,46 @@
 //! The hypervisor of one host: a runner process per VM, which supervises QEMU and serves the VM's disks and NICs itself.
+//!
+//! ```no_run
+//! use iaas_core::process::{Roles, init};
+//!
+//! // With the openers of your pools and ports: `.with_block(..)`, `.with_port(..)`.
+//! let roles = Roles::new().with_role(iaas_vmm::runner());
+//! init(&roles); // The first line of `main`: a runner never comes back from it.
+//!
+//! let vms = iaas_vmm::QemuHypervisor::open(iaas_vmm::QemuConfig {
+//!     state: "/var/lib/cloud".into(),
+//!     runtime: "/run/cloud".into(),
+//!     cloud: iaas_core::Id::from_uuid(uuid::Uuid::from_u128(1)),
+//!     host: iaas_core::Id::from_uuid(uuid::Uuid::from_u128(2)),
+//!     roles,
+//!     role_binary: None,
+//!     qemu: None,
+//!     accel: None,
+//! })?;
+//! println!("guests run by {:?}; {}", vms.accel(), iaas_vmm::probe());
+//! # Ok::<(), iaas_core::Error>(())
+//! ```
+//!
+//! # Core concepts
+//! * [`QemuHypervisor`]: the provider. It stores what it accepts, starts a runner per boot, and reads what runners leave in
+//!   files; it holds no VM, so dropping or killing its process changes nothing for guests. Cheap to clone, callable from any
+//!   task.
+//! * [`runner()`]: the role. One process per boot of a VM, for as long as that boot lasts. It opens the VM's volumes and
+//!   ports, and everything that QEMU has comes from it as a descriptor. When it dies the kernel kills its QEMU.
+//! * [`virtio`]: devices written once. A malformed request fails that device, never a process.
+//! * [`HostArtifacts`]: kernels and initrds by digest. [`MachineInventory`]: what this machine is made of. [`probe()`]:
+//!   whether its KVM is real.
+//!
+//! # What it does not do yet
+//! The runner is not a jail: QEMU has its own sandbox and no network, the runner has what its user has. No checkpoints, no
+//! migration, no leases, no firmware of your own, one queue per device. A VM's own VMM on KVM comes later, with the same
+//! devices.
+//!
+//! # Features
+//! | feature | adds | pulls in | default |
+//! |---|---|---|---|
+//! | `qemu` | runners that supervise QEMU | nothing | yes |
+//! | `kvm` | the self-test of this machine's KVM | `kvm-ioctls`, `kvm-bindings` | yes |
 
 pub mod artifacts;
 #[cfg(feature = "qemu")]
@@ -8,6 +50,7 @@ mod feed;
 mod files;
 #[cfg(feature = "qemu")]
 pub mod hypervisor;
+pub mod inventory;
 pub mod jail;
 #[cfg(feature = "kvm")]
 mod kvm;
@@ -24,6 +67,7 @@ pub use artifacts::HostArtifacts;
 pub use hypervisor::QemuConfig;
 #[cfg(feature = "qemu")]
 pub use hypervisor::QemuHypervisor;
+pub use inventory::MachineInventory;
 pub use probe::Capability;
 pub use probe::probe;
 #[cfg(feature = "qemu")]

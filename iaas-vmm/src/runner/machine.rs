@@ -14,6 +14,7 @@ use iaas_core::process::CountersPage;
 use iaas_core::process::Request;
 use iaas_core::process::Responder;
 use iaas_core::process::Roles;
+use iaas_core::spi::Reading;
 use iaas_core::spi::Stamp;
 use iaas_core::spi::hypervisor::Device;
 use iaas_core::spi::hypervisor::DeviceState;
@@ -205,10 +206,23 @@ impl<'a> Machine<'a> {
             }
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
-                self.write_usage(false);
-                self.save_or_warn();
+                self.tick();
             }
         }
+    }
+
+    fn tick(&mut self) {
+        self.write_usage(false);
+        if self.kill_at.is_some() {
+            // A guest that was still booting has missed the first press.
+            self.press();
+        }
+        let waiting = |here: &Attached| matches!(here.state, DeviceState::Unplugging { .. });
+        let leaving: Vec<Uuid> =
+            self.devices.iter().filter(|(_, here)| waiting(here)).map(|(id, _)| *id).collect();
+        // QEMU refuses to ask again too early, and forgets that a guest was asked that was still booting.
+        leaving.into_iter().for_each(|id| self.unplug(id));
+        self.save_or_warn();
     }
 
     fn on_event(&mut self, event: qmp::Event) {
@@ -235,6 +249,7 @@ impl<'a> Machine<'a> {
             }),
             super::CONSOLE_WRITE => self.type_in(&request.body).and_then(|count| files::encode(&count)),
             super::NICS => files::encode(&self.nics()),
+            super::USAGE => files::encode(&self.write_usage(false)),
             verb => Err(Error::unsupported(format!("a runner has no verb `{verb}`"))),
         };
         responder.answer(answer);
@@ -374,6 +389,10 @@ impl<'a> Machine<'a> {
         if matches!(self.record.seen.life, Life::Paused(_)) && self.command("cont", &json!({})).is_ok() {
             self.set_running(true);
         }
+        self.press();
+    }
+
+    fn press(&mut self) {
         if let Err(error) = self.command("system_powerdown", &json!({})) {
             tracing::warn!(%error, "the power button could not be pressed");
         }
@@ -472,14 +491,14 @@ impl<'a> Machine<'a> {
         self.running()?.qmp()?.execute(name, arguments, PATIENCE)
     }
 
-    fn write_usage(&mut self, fin: bool) {
+    fn write_usage(&mut self, fin: bool) -> Reading {
         if let Some(running) = &self.running {
             self.usage.took_cpu(running.cpu_ns());
         }
-        self.write_usage_at(files::stamp(), fin);
+        self.write_usage_at(files::stamp(), fin)
     }
 
-    fn write_usage_at(&mut self, at: Stamp, fin: bool) -> iaas_core::spi::Reading {
+    fn write_usage_at(&mut self, at: Stamp, fin: bool) -> Reading {
         let reading = self.usage.reading(at, fin);
         let written = files::encode(&reading).and_then(|bytes| self.page.write(&bytes));
         if let Err(error) = written {

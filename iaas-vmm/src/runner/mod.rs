@@ -60,6 +60,8 @@ pub const APPLY: &str = "apply";
 pub const CONSOLE_WRITE: &str = "console-write";
 /// The verb that answers each NIC's counters: packets and bytes sent, packets and bytes received, frames refused.
 pub const NICS: &str = "nics";
+/// The verb that takes a reading of the VM's counters now, and answers it.
+pub const USAGE: &str = "usage";
 /// The name of the kernel's descriptor.
 pub const KERNEL_FD: &str = "kernel";
 /// The name of the initrd's descriptor.
@@ -83,6 +85,11 @@ impl Role for Runner {
 
 fn run(start: RoleStart, roles: &Roles) -> Result<()> {
     let args: RunnerArgs = files::decode(&start.args)?;
+    // To the role's log. A program that has brought a subscriber of its own keeps it.
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr);
+    let _ = log.with_env_filter(tracing_subscriber::EnvFilter::new("info")).try_init();
+    let span = tracing::info_span!("runner", vm = %start.id, run = ?args.spec.run, trace = start.trace);
+    let _inside = span.enter();
     let machine = Machine::claim(&args, start.id, roles)?;
     let (tell, hear) = mpsc::channel();
     let stopper = start.server.stopper();

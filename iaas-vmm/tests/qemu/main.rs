@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by panicking")]
 
 mod disk;
+mod port;
 mod rig;
+mod suite;
 
 use std::time::Duration;
 
@@ -44,6 +46,8 @@ tests![
     a_file_system_on_a_served_disk_survives_its_vm,
     qemu_holds_nothing_but_what_the_runner_gave_it,
     a_disk_comes_and_goes_while_the_guest_runs,
+    a_guest_talks_through_its_port_and_its_bytes_are_counted,
+    the_hypervisor_keeps_its_contract,
 ];
 
 fn main() {
@@ -288,7 +292,47 @@ async fn a_disk_comes_and_goes_while_the_guest_runs() {
     rig.remove(VM).await;
 }
 
-fn kill(pid: u32) {
+async fn a_guest_talks_through_its_port_and_its_bytes_are_counted() {
+    let rig = Rig::new().await;
+    let mut spec = rig.spec(on(1));
+    let (attachment, device) = port::nic(6);
+    spec.devices.insert(attachment, device);
+    let peer = port::Peer::answer();
+    rig.ensure(VM, 1, &spec).await;
+    rig.line(VM, 0, "ALIVE").await;
+    assert_eq!(rig.shell(VM, "ping -c 5 -i 0.2 -s 1400 -W 10 10.0.0.1 > /dev/null").await, "RESULT 0");
+    assert!(peer.pings() >= 5);
+    // Everything is still when the interface is down; the guest's counters stay.
+    assert_eq!(rig.shell(VM, "ip link set eth0 down").await, "RESULT 0");
+    let words = "echo COUNT $(cat /sys/class/net/eth0/statistics/tx_bytes /sys/class/net/eth0/statistics/tx_packets /sys/class/net/eth0/statistics/rx_bytes /sys/class/net/eth0/statistics/rx_packets)";
+    let counts = rig.say(VM, words, "COUNT").await;
+    let runner = rig.hypervisor.runner(VM).await.unwrap().unwrap();
+    let nics = runner
+        .call(iaas_vmm::runner::NICS, bytes::Bytes::new(), Vec::new(), Duration::from_secs(60))
+        .await
+        .unwrap();
+    let nics: std::collections::BTreeMap<Uuid, [u64; 5]> = ciborium::from_reader(&nics[..]).unwrap();
+    let [tx_packets, tx_bytes, rx_packets, rx_bytes, refused] = nics[&attachment];
+    assert_eq!(counts, format!("COUNT {tx_bytes} {tx_packets} {rx_bytes} {rx_packets}"));
+    assert!(tx_packets > 5 && rx_packets > 5 && refused == 0);
+    spec.devices.clear();
+    rig.ensure(VM, 2, &spec).await;
+    assert!(rig.settled(VM).await.is.devices.is_empty());
+    assert_eq!(rig.shell(VM, "[ ! -e /sys/class/net/eth0 ]").await, "RESULT 0");
+    let (attachment, device) = port::nic(7);
+    spec.devices.insert(attachment, device);
+    rig.ensure(VM, 3, &spec).await;
+    assert_eq!(rig.settled(VM).await.is.devices[&attachment], DeviceState::Present);
+    let again = "sleep 1; ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up; ping -c 2 -W 10 10.0.0.1 > /dev/null";
+    assert_eq!(rig.shell(VM, again).await, "RESULT 0");
+    rig.remove(VM).await;
+}
+
+async fn the_hypervisor_keeps_its_contract() {
+    suite::run().await.assert_clean();
+}
+
+pub(crate) fn kill(pid: u32) {
     nix::sys::signal::kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
 }
 

@@ -41,7 +41,7 @@ use super::disk::PlainFile;
 use super::disk::SCHEME;
 
 pub(crate) fn roles() -> Roles {
-    Roles::new().with_role(iaas_vmm::runner()).with_block(PlainFile)
+    Roles::new().with_role(iaas_vmm::runner()).with_block(PlainFile).with_port(super::port::Cable)
 }
 
 /// What must be there to run a guest, or why it is not.
@@ -158,16 +158,21 @@ impl Rig {
         panic!("`{word}` does not come; the console has:\n{text}\n{:#?}", self.seen(vm).await);
     }
 
-    /// Runs `command` in the guest; gives the lines that it printed.
+    /// Runs `command` in the guest; gives `RESULT` and its status.
     pub(crate) async fn shell(&self, vm: Id<Vm>, command: &str) -> String {
+        self.say(vm, &format!("{command}; echo RESULT $?"), "RESULT").await
+    }
+
+    /// Runs `command` in the guest; gives the first line that it prints which starts with `word`.
+    pub(crate) async fn say(&self, vm: Id<Vm>, command: &str, word: &str) -> String {
         let mut console = self.hypervisor.console(&self.cx, vm, 0).await.expect("console");
         let mut from = 0;
         while let Ok(Ok(Some(bytes))) = tokio::time::timeout(Duration::from_millis(200), console.read()).await
         {
             from += bytes.len() as u64;
         }
-        console.write(Bytes::from(format!("sh {command}; echo RESULT $?\n"))).await.expect("typed");
-        self.line(vm, from, "RESULT").await.0
+        console.write(Bytes::from(format!("sh {command}\n"))).await.expect("typed");
+        self.line(vm, from, word).await.0
     }
 
     pub(crate) fn qemus(&self) -> Vec<u32> {
@@ -188,11 +193,15 @@ impl Rig {
 /// A test that failed leaves its VMs running, as a killed control does.
 impl Drop for Rig {
     fn drop(&mut self) {
-        for pid in self.qemus() {
-            let Ok(pid) = i32::try_from(pid) else { continue };
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        }
+        end_all(self.dir.path());
+    }
+}
+
+/// Kills every runner and QEMU that works below `folder`.
+pub(crate) fn end_all(folder: &Path) {
+    for pid in processes(folder) {
+        let Ok(pid) = i32::try_from(pid) else { continue };
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
 }
 
@@ -238,7 +247,7 @@ pub(crate) fn on(boot: u64) -> Run {
 
 fn context(epoch: u64) -> Ctx {
     let call = Call {
-        cloud: Id::from_uuid(Uuid::from_u128(1)),
+        cloud: CLOUD,
         incarnation: Uuid::from_u128(2),
         epoch: Epoch(epoch),
         op: Id::from_uuid(Uuid::from_u128(3)),
@@ -248,18 +257,21 @@ fn context(epoch: u64) -> Ctx {
     Ctx { call, cancel: Cancel::new() }
 }
 
-fn open(dir: &Path) -> QemuHypervisor {
+pub(crate) fn open(dir: &Path) -> QemuHypervisor {
+    try_open(dir).expect("open")
+}
+
+pub(crate) fn try_open(dir: &Path) -> iaas_core::Result<QemuHypervisor> {
     QemuHypervisor::open(QemuConfig {
         state: dir.join("state"),
         runtime: dir.join("run"),
-        cloud: Id::from_uuid(Uuid::from_u128(1)),
+        cloud: CLOUD,
         host: HOST,
         roles: roles(),
         role_binary: None,
         qemu: None,
         accel: Some(Accel::Tcg),
     })
-    .expect("open")
 }
 
 async fn upload(artifacts: &HostArtifacts, cx: &Ctx, id: u128, file: &Path) -> Digest {
@@ -275,6 +287,8 @@ async fn upload(artifacts: &HostArtifacts, cx: &Ctx, id: u128, file: &Path) -> D
     digest
 }
 
+/// The one of which the suite says that it is ours.
+const CLOUD: Id<iaas_core::id::Cloud> = Id::from_uuid(Uuid::from_u128(0xa));
 pub(crate) const HOST: Id<iaas_core::model::Host> = Id::from_uuid(Uuid::from_u128(4));
 const STEP: Duration = Duration::from_millis(20);
 /// Steps until a guest that does nothing is given up: two minutes.

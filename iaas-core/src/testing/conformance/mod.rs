@@ -27,7 +27,6 @@ pub mod plugs;
 pub mod provider;
 pub mod rig;
 pub mod sabotage;
-pub mod small;
 pub mod state_store;
 pub mod volume_access;
 pub mod volume_pool;
