@@ -35,34 +35,25 @@ fn main() -> ExitCode {
 async fn story(arguments: &Arguments) -> Result<()> {
     let machine = machine::open(&arguments.state).await?;
     let me = machine.cloud.session_as("operator");
-    if let Some(project) = make(&me, arguments).await? {
-        machine::delete_all(&me, project).await?;
-        me.projects().delete(project).await?.wait().await?;
-    }
-    remove_rest(&me).await?;
+    make(&me, arguments).await?;
+    machine::remove_all(&me).await?;
     machine::ensure(machine.cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
     machine.close().await
 }
 
 /// Makes and uses everything, unless an earlier life of this program got as far as removing it.
-async fn make(me: &Session, arguments: &Arguments) -> Result<Option<iaas_core::Id<Project>>> {
+async fn make(me: &Session, arguments: &Arguments) -> Result<()> {
     let organization =
         me.organizations().create(Owner::Cloud, "acme", Empty {}).token("organization").await?.out;
     let project =
         me.projects().create(organization, "shop", ProjectSpec { organization }).token("project").await;
-    let project = match project {
-        Ok(op) => op.out,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if me.projects().get(project).await.is_err() {
-        return Ok(None);
-    }
-    match populate(me, project, arguments).await {
-        // It was removed by an earlier life: what is left of it goes now.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(project)),
+    let used = match project {
+        Ok(op) => populate(me, op.out, arguments).await,
         Err(error) => Err(error),
-        Ok(()) => Ok(Some(project)),
+    };
+    match used {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -103,18 +94,4 @@ fn wait_or_gone(waited: Result<()>) -> Result<()> {
         Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => Ok(()),
         other => other,
     }
-}
-
-async fn remove_rest(me: &Session) -> Result<()> {
-    for record in me.organizations().list(Owner::Cloud, None, 100).await? {
-        for project in me.projects().list(record.meta.id, None, 100).await? {
-            machine::delete_all(me, project.meta.id).await?;
-            me.projects().delete(project.meta.id).await?;
-        }
-        me.organizations().delete(record.meta.id).await?;
-    }
-    for record in me.instance_types().list(Owner::Cloud, None, 100).await? {
-        me.instance_types().delete(record.meta.id).await?;
-    }
-    Ok(())
 }

@@ -3,13 +3,10 @@
 //!
 //! Every line that it prints says how we know, from the guests' consoles and not from our own state.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use iaas_core::ByteSize;
-use iaas_core::Cloud;
-use iaas_core::Error;
 use iaas_core::Id;
 use iaas_core::PortRange;
 use iaas_core::Result;
@@ -21,18 +18,18 @@ use iaas_core::model::security_group::Remote;
 use iaas_core::model::security_group::Rule;
 use iaas_core::model::*;
 use iaas_core::security::actions::Nic;
-use iaas_core::spi::network::PacketQuery;
-use iaas_core::spi::network::Verdict;
 use iaas_examples::gaps;
-use iaas_examples::gaps::Seen;
 use iaas_examples::guest::Guest;
 use iaas_examples::guest::value;
 use iaas_examples::machine;
 use iaas_examples::machine::Arguments;
+use iaas_examples::machine::Machine;
+use iaas_examples::memory::Memory;
 use iaas_examples::report::Report;
 use iaas_examples::supervise;
-use serde::Deserialize;
-use serde::Serialize;
+use iaas_examples::trials;
+use iaas_examples::trials::BOOT;
+use iaas_examples::trials::PERIOD;
 
 fn main() -> ExitCode {
     // The same binary is also the runner of each VM and the switch of the host: this line never returns in those.
@@ -52,72 +49,40 @@ fn main() -> ExitCode {
 /// The control plane: the caller's runtime, and a cloud in it.
 #[tokio::main]
 async fn control(arguments: &Arguments) -> Result<ExitCode> {
-    let mut report = Report::new(arguments.json);
     let machine = machine::open(&arguments.state).await?;
     if arguments.chaos {
         return iaas_examples::chaos::run(machine, arguments).await.map(|()| ExitCode::SUCCESS);
     }
     let session = machine.cloud.session_as("operator");
     let page = arguments.state.join("quickstart.json");
-    match Memory::read(&page)? {
-        None => {
-            report.step("machine", &machine.why);
-            let memory = build(&session, arguments, &mut report).await?;
-            memory.write(&page)?;
-            report.step("kill -9", "the control process kills itself; the guests go on");
-            supervise::kill_self()
-        }
-        Some(memory) => {
-            adopt(&machine.cloud, &session, &memory, &mut report).await?;
-            restart_switch(&session, &memory, arguments, &mut report).await?;
-            if arguments.keep {
-                report.step("keep", "both guests go on running; the next start adopts them");
-                return Ok(ExitCode::SUCCESS);
-            }
-            let web = replace_web(&session, &memory, &mut report).await?;
-            bill(&session, &memory, web, &mut report).await?;
-            clean_up(&session, &machine, &memory, web, &mut report).await?;
-            std::fs::remove_file(&page).map_err(machine::io)?;
-            machine.close().await?;
-            Ok(ExitCode::SUCCESS)
-        }
+    let told = story(&machine, &session, &page, arguments).await;
+    if told.is_err() || !arguments.keep {
+        // Also after a failure: what went wrong must not stand in the way of the next attempt.
+        machine::remove_all(&session).await?;
+        let _ = std::fs::remove_file(&page);
+        machine.close().await?;
     }
+    told.map(|()| ExitCode::SUCCESS)
 }
 
-/// What the story must remember over the death of its process. Everything else is asked from the cloud.
-#[derive(Debug, Serialize, Deserialize)]
-struct Memory {
-    organization: Id<Organization>,
-    project: Id<Project>,
-    web: Id<Instance>,
-    client: Id<Instance>,
-    volume: Id<Volume>,
-    web_port: Id<Port>,
-    client_port: Id<Port>,
-    image: Id<Image>,
-    size: Id<InstanceType>,
-    book: Id<PriceBook>,
-    nonce: String,
-    boot_ids: [String; 2],
-    quiet: Seen,
-    killed_at: f64,
-}
-
-impl Memory {
-    fn read(page: &PathBuf) -> Result<Option<Self>> {
-        match std::fs::read(page) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| Error::internal("memory lost").because(&e)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(machine::io(e)),
-        }
+async fn story(machine: &Machine, me: &Session, page: &Path, arguments: &Arguments) -> Result<()> {
+    let mut report = Report::new(arguments.json);
+    let Some(mut memory) = Memory::read(page)? else {
+        report.step("machine", &machine.why);
+        build(me, arguments, &mut report).await?.write(page)?;
+        report.step("kill -9", "the control process kills itself; the guests go on");
+        supervise::kill_self()
+    };
+    trials::adopt(&machine.cloud, me, &memory, &mut report).await?;
+    trials::restart_switch(me, &memory, arguments, &mut report).await?;
+    if arguments.keep {
+        report.step("keep", "both guests go on running; the next start adopts them");
+        memory.killed_at = None;
+        return memory.write(page);
     }
-
-    fn write(&self, page: &PathBuf) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::internal("memory lost").because(&e))?;
-        std::fs::write(page, text).map_err(machine::io)
-    }
+    let web = replace_web(me, &memory, &mut report).await?;
+    trials::bill(me, &memory, web, &mut report).await?;
+    clean_up(me, machine, &memory, web, &mut report).await
 }
 
 async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Result<Memory> {
@@ -199,7 +164,7 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
     let closed = at_client.line("CLOSED", BOOT).await?;
     machine::ensure(closed.starts_with("CLOSED dropped"), || format!("port 81 answered: {closed}"))?;
     report.step("firewall", closed);
-    explain_drop(me, ports[1], addresses[0], report).await?;
+    trials::explain_drop(me, ports[1], addresses[0], report).await?;
 
     // The quiet period that later gaps are measured against.
     at_client.line("TICK", BOOT).await?;
@@ -207,10 +172,10 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
     report.waiting("five quiet seconds");
     gaps::reach(&mut at_client, from + PERIOD).await?;
     let quiet = gaps::between(&at_client, from, from + PERIOD)?;
-    report.step("quiet", shown(quiet));
+    report.step("quiet", trials::shown(quiet));
     let boot_id = |line: &str| value(line, "boot_id").unwrap_or_default().to_owned();
     let boot_ids = [boot_id(&web_boot), boot_id(&client_boot)];
-    let killed_at = gaps::uptime(&at_client).unwrap_or(0.0);
+    let killed_at = gaps::uptime(&at_client);
     let (web_port, client_port) = (ports[0], ports[1]);
     Ok(Memory {
         organization,
@@ -228,63 +193,6 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
         quiet,
         killed_at,
     })
-}
-
-async fn explain_drop(
-    me: &Session,
-    from: Id<Port>,
-    dst: std::net::IpAddr,
-    report: &mut Report,
-) -> Result<()> {
-    let packet = PacketQuery { from, src: None, dst, protocol: 6, src_port: 40000, dst_port: 81 };
-    let trace = me.explain_packet(packet).await?;
-    machine::ensure(trace.verdict == Verdict::Dropped, || format!("explain disagrees: {trace:?}"))?;
-    let stages: Vec<_> = trace.stages.iter().map(|s| format!("{}: {}", s.stage, s.because)).collect();
-    report.step("explain", stages.join(" → "));
-    Ok(())
-}
-
-async fn adopt(cloud: &Cloud, me: &Session, memory: &Memory, report: &mut Report) -> Result<()> {
-    let mut at_client = Guest::follow(me, memory.client);
-    report.waiting("control is back and looks for its guests");
-    for (id, boot_id, name) in
-        [(memory.web, &memory.boot_ids[0], "web"), (memory.client, &memory.boot_ids[1], "client")]
-    {
-        let mut guest = Guest::follow(me, id);
-        let from = guest.now().await?;
-        let alive = guest.line_after(from, "ALIVE boot_id", BOOT).await?.1;
-        machine::ensure(value(&alive, "boot_id") == Some(boot_id), || {
-            format!("{name} was started anew: {alive}")
-        })?;
-        report.step("adopted", format!("{name}: {alive}"));
-    }
-    machine::ensure(cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
-    gaps::reach(&mut at_client, memory.killed_at + PERIOD).await?;
-    let seen = gaps::between(&at_client, memory.killed_at, memory.killed_at + PERIOD)?;
-    report.step("gap", format!("control killed: {}; quiet: {}", shown(seen), shown(memory.quiet)));
-    report.figure("gap.control", serde_json::json!({ "killed": seen, "quiet": memory.quiet }));
-    Ok(())
-}
-
-async fn restart_switch(
-    me: &Session,
-    memory: &Memory,
-    arguments: &Arguments,
-    report: &mut Report,
-) -> Result<()> {
-    let mut at_client = Guest::follow(me, memory.client);
-    at_client.line("TICK", BOOT).await?;
-    let from = gaps::uptime(&at_client).unwrap_or(0.0);
-    let old = supervise::roles("switch", &arguments.state);
-    machine::ensure(!old.is_empty(), || "there is no switch to kill".to_owned())?;
-    old.iter().try_for_each(|pid| machine::kill(*pid))?;
-    gaps::reach(&mut at_client, from + PERIOD).await?;
-    let new = supervise::roles("switch", &arguments.state);
-    machine::ensure(!new.is_empty() && new != old, || format!("the switch was not started again: {new:?}"))?;
-    let seen = gaps::between(&at_client, from, from + PERIOD)?;
-    report.step("gap", format!("switch killed: {}; quiet: {}", shown(seen), shown(memory.quiet)));
-    report.figure("gap.switch", serde_json::json!({ "killed": seen, "quiet": memory.quiet }));
-    Ok(())
 }
 
 /// Another instance on the same volume and port: the page outlives the machine that wrote it.
@@ -313,37 +221,9 @@ async fn replace_web(me: &Session, memory: &Memory, report: &mut Report) -> Resu
     Ok(web)
 }
 
-async fn bill(me: &Session, memory: &Memory, web: Id<Instance>, report: &mut Report) -> Result<()> {
-    let project = me.projects().get(memory.project).await?;
-    let mut client = Guest::follow(me, memory.client);
-    let before = client.ask("stats", "NETSTAT").await?;
-    let bill = me.bill_so_far(memory.project, project.meta.created).await?;
-    let after = client.ask("stats", "NETSTAT").await?;
-    for line in &bill.lines {
-        let name = format!("{} {}", line.resource.kind, &line.resource.id.to_string()[24..]);
-        let amount = format!("{:>22} {:<9} × {:>8}", line.quantity, line.unit, line.unit_price);
-        report.step(
-            "bill",
-            format!("{name:<28} {:<13} {amount} = {} {}", line.meter, line.cost, bill.currency),
-        );
-    }
-    report.step("bill", format!("total {} {}", bill.total, bill.currency));
-    report.step("bytes", machine::check_bytes(&bill, memory.client_port, &before, &after)?);
-    let entries = me.audit().entries().await?;
-    let index = entries.iter().position(|e| e.object == web.object()).unwrap_or(0) as u64;
-    let (leaf, proof, checkpoint) = me.audit().prove(index).await?;
-    proof.verify(&leaf, &checkpoint.root())?;
-    let proved = format!(
-        "entry {index} ({}) is proved to be in it",
-        entries[usize::try_from(index).unwrap_or(0)].action
-    );
-    report.step("audit", format!("{} entries, root {}; {proved}", checkpoint.size(), checkpoint.root()));
-    Ok(())
-}
-
 async fn clean_up(
     me: &Session,
-    machine: &machine::Machine,
+    machine: &Machine,
     memory: &Memory,
     web: Id<Instance>,
     report: &mut Report,
@@ -353,25 +233,8 @@ async fn clean_up(
     a.wait().await?;
     b.wait().await?;
     report.step("e2fsck", machine.check_volume(memory.volume)?);
-    me.volumes().delete(memory.volume).await?.wait().await?;
-    machine::delete_all(me, memory.project).await?;
-    me.projects().delete(memory.project).await?;
-    me.organizations().delete(memory.organization).await?;
-    me.instance_types().delete(memory.size).await?;
-    me.price_books().delete(memory.book).await?;
+    machine::remove_all(me).await?;
     machine::ensure(machine.cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
     report.step("deleted", "instances, volume, ports, subnets, network, group, image, project, organization");
     Ok(())
 }
-
-fn shown(seen: Seen) -> String {
-    format!(
-        "longest gap {:.0} ms, slowest connect {:.0} ms, {} fetches ({} failed)",
-        seen.gap_ms, seen.connect_ms, seen.fetches, seen.failed
-    )
-}
-
-/// A guest under emulation needs seconds to boot, on a busy machine many.
-const BOOT: Duration = Duration::from_secs(60);
-/// Seconds of the guest's own clock that a gap is looked for in.
-const PERIOD: f64 = 5.0;

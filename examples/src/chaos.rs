@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use iaas_core::ByteSize;
-use iaas_core::Error;
 use iaas_core::ErrorKind;
 use iaas_core::Id;
 use iaas_core::Result;
@@ -40,7 +39,7 @@ pub async fn run(machine: Machine, arguments: &Arguments) -> Result<()> {
             other => other?,
         }
     }
-    remove(&me).await?;
+    machine::remove_all(&me).await?;
     machine::ensure(machine.cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
     machine.close().await?;
     std::fs::remove_file(&page).map_err(machine::io)?;
@@ -126,21 +125,6 @@ async fn live(me: &Session, project: Id<Project>, run: &str, arguments: &Argumen
     }
     println!("{PAGES} pages with the same nonce");
     Ok(())
-}
-
-/// Removes what any run left, in whatever state it is.
-async fn remove(me: &Session) -> Result<()> {
-    for organization in me.organizations().list(Owner::Cloud, None, 100).await? {
-        for project in me.projects().list(organization.meta.id, None, 100).await? {
-            machine::delete_all(me, project.meta.id).await?;
-            me.projects().delete(project.meta.id).await?;
-        }
-        me.organizations().delete(organization.meta.id).await?;
-    }
-    for size in me.instance_types().list(Owner::Cloud, None, 100).await? {
-        me.instance_types().delete(size.meta.id).await?;
-    }
-    Ok::<(), Error>(())
 }
 
 /// How long a guest may take, also when it was killed while it booted.

@@ -11,5 +11,7 @@ pub mod chaos;
 pub mod gaps;
 pub mod guest;
 pub mod machine;
+pub mod memory;
 pub mod report;
 pub mod supervise;
+pub mod trials;

@@ -323,6 +323,27 @@ pub async fn delete_all(me: &Session, project: Id<Project>) -> Result<()> {
     Ok(())
 }
 
+/// Removes every tenant, size and price of the cloud, in whatever state it is.
+///
+/// # Errors
+/// Those of the deletions.
+pub async fn remove_all(me: &Session) -> Result<()> {
+    for organization in me.organizations().list(Owner::Cloud, None, 1000).await? {
+        for project in me.projects().list(organization.meta.id, None, 1000).await? {
+            delete_all(me, project.meta.id).await?;
+            me.projects().delete(project.meta.id).await?;
+        }
+        me.organizations().delete(organization.meta.id).await?;
+    }
+    for size in me.instance_types().list(Owner::Cloud, None, 1000).await? {
+        me.instance_types().delete(size.meta.id).await?;
+    }
+    for book in me.price_books().list(Owner::Cloud, None, 1000).await? {
+        me.price_books().delete(book.meta.id).await?;
+    }
+    Ok(())
+}
+
 /// Compares the bytes that a port is billed for with what the guest's kernel counted just before and just after.
 ///
 /// # Errors

@@ -5,12 +5,15 @@ use iaas_core::testing::conformance::artifacts;
 use iaas_core::testing::conformance::fakes::*;
 use iaas_core::testing::conformance::hypervisor;
 use iaas_core::testing::conformance::inventory;
+use iaas_core::testing::conformance::meter;
 use iaas_core::testing::conformance::net_program;
 use iaas_core::testing::conformance::plugs;
 use iaas_core::testing::conformance::rig::Wrapped;
+use iaas_core::testing::conformance::small;
 use iaas_core::testing::conformance::volume_access;
 use iaas_core::testing::conformance::volume_pool;
 use iaas_core::testing::conformance::wire::Wire;
+use iaas_core::testing::conformance::wire::WiredMeter;
 
 /// Runs each suite on its rig, and on the same rig with a unix socket between.
 macro_rules! suites {
@@ -45,4 +48,16 @@ suites! {
     the_fake_network: net_program on FakeNetRig;
     the_fake_plugs: plugs on FakePlugsRig;
     the_fake_inventory: inventory on FakeInventoryRig;
+}
+
+#[tokio::test]
+async fn the_fake_meter_over_the_wire() {
+    meter::run(&WiredMeter::new(meter::FakeMeterRig::default())).await.assert_clean();
+}
+
+#[tokio::test]
+async fn the_fakes_that_own_nothing_on_a_host() {
+    small::run_audit(&FakeAuditRig::default()).await.assert_clean();
+    small::run_keys(&FakeKeysRig::default()).await.assert_clean();
+    small::run_placement(&FakePlacementRig).await.assert_clean();
 }

@@ -9,6 +9,7 @@ use iaas_core::testing::conformance::inventory;
 use iaas_core::testing::conformance::net_program;
 use iaas_core::testing::conformance::plugs;
 use iaas_core::testing::conformance::sabotage;
+use iaas_core::testing::conformance::small;
 use iaas_core::testing::conformance::state_store;
 use iaas_core::testing::conformance::volume_access;
 use iaas_core::testing::conformance::volume_pool;
@@ -21,13 +22,18 @@ fn clauses(matrix: &Matrix) -> usize {
     clauses.len()
 }
 
+/// The name of a suite in the table.
+fn name(path: &'static str) -> &'static str {
+    path.trim_end_matches("::suite").trim_end_matches("_suite").trim_start_matches("small::")
+}
+
 macro_rules! matrices {
-    ($($name:ident: $suite:ident, $rig:ident, $saboteurs:ident, at least $least:literal;)+) => {
+    ($($name:ident: $suite:path, $rig:ident, $saboteurs:ident, at least $least:literal;)+) => {
         $(
             #[tokio::test]
             async fn $name() {
-                let (checks, saboteurs) = ($suite::suite(), sabotage::$saboteurs());
-                let matrix = Matrix::of(stringify!($suite), &checks, &$rig::default(), &saboteurs).await;
+                let (checks, saboteurs) = ($suite(), sabotage::$saboteurs());
+                let matrix = Matrix::of(name(stringify!($suite)), &checks, &$rig::default(), &saboteurs).await;
                 println!("{matrix}");
                 matrix.assert_caught();
                 assert!(clauses(&matrix) >= $least, "only {} clauses have a saboteur", clauses(&matrix));
@@ -37,13 +43,16 @@ macro_rules! matrices {
 }
 
 matrices! {
-    hypervisor_saboteurs_are_caught: hypervisor, FakeHypervisorRig, hypervisor_saboteurs, at least 25;
-    pool_saboteurs_are_caught: volume_pool, FakePoolRig, pool_saboteurs, at least 23;
-    access_saboteurs_are_caught: volume_access, FakeAccessRig, access_saboteurs, at least 18;
-    artifacts_saboteurs_are_caught: artifacts, FakeArtifactsRig, artifacts_saboteurs, at least 17;
-    network_saboteurs_are_caught: net_program, FakeNetRig, net_saboteurs, at least 11;
-    plugs_saboteurs_are_caught: plugs, FakePlugsRig, plugs_saboteurs, at least 20;
-    inventory_saboteurs_are_caught: inventory, FakeInventoryRig, inventory_saboteurs, at least 4;
+    hypervisor_saboteurs_are_caught: hypervisor::suite, FakeHypervisorRig, hypervisor_saboteurs, at least 25;
+    pool_saboteurs_are_caught: volume_pool::suite, FakePoolRig, pool_saboteurs, at least 23;
+    access_saboteurs_are_caught: volume_access::suite, FakeAccessRig, access_saboteurs, at least 18;
+    artifacts_saboteurs_are_caught: artifacts::suite, FakeArtifactsRig, artifacts_saboteurs, at least 17;
+    network_saboteurs_are_caught: net_program::suite, FakeNetRig, net_saboteurs, at least 11;
+    plugs_saboteurs_are_caught: plugs::suite, FakePlugsRig, plugs_saboteurs, at least 20;
+    inventory_saboteurs_are_caught: inventory::suite, FakeInventoryRig, inventory_saboteurs, at least 4;
+    audit_saboteurs_are_caught: small::audit_suite, FakeAuditRig, audit_saboteurs, at least 2;
+    keys_saboteurs_are_caught: small::keys_suite, FakeKeysRig, keys_saboteurs, at least 2;
+    placement_saboteurs_are_caught: small::placement_suite, FakePlacementRig, placement_saboteurs, at least 3;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,10 @@
 //!
 //! Only what decides about consistency goes through here: names, records, sizes, syncs, locks. Guests' bytes do not.
 
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "a disk of a few kilobytes")]
+pub(crate) mod sim;
+
 use std::fmt::Debug;
 use std::fs;
 use std::fs::DirBuilder;

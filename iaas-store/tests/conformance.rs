@@ -28,8 +28,10 @@ use iaas_core::spi::dataplane::BlockDevice;
 use iaas_core::spi::target::Mode;
 use iaas_core::testing::conformance::rig::ConvergeRig;
 use iaas_core::testing::conformance::rig::Rig;
+use iaas_core::testing::conformance::rig::Wrapped;
 use iaas_core::testing::conformance::volume_access;
 use iaas_core::testing::conformance::volume_pool;
+use iaas_core::testing::conformance::wire::Wire;
 use iaas_store::IoEngine;
 use iaas_store::RawAccess;
 use iaas_store::RawPool;
@@ -145,6 +147,11 @@ async fn the_pool_keeps_its_contract_with_io_uring() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pool_keeps_its_contract_over_a_wire() {
+    volume_pool::run(&Wrapped::new(PoolOfFiles::with(IoEngine::Best), Wire)).await.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pool_keeps_its_contract_with_threads() {
     volume_pool::run(&PoolOfFiles::with(IoEngine::Threads)).await.assert_clean();
 }
@@ -224,4 +231,10 @@ impl volume_access::AccessRig for AccessToFiles {
 async fn access_keeps_its_contract() {
     let rig = AccessToFiles { pool: PoolOfFiles::with(IoEngine::Best) };
     volume_access::run(&rig).await.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn access_keeps_its_contract_over_a_wire() {
+    let rig = AccessToFiles { pool: PoolOfFiles::with(IoEngine::Best) };
+    volume_access::run(&Wrapped::new(rig, Wire)).await.assert_clean();
 }

@@ -1,6 +1,6 @@
 //! Where the cloud's state is kept: in memory, or in one file of this machine.
 //!
-//! Both stores decide by the same pure code: [`lead`] says who may commit, [`history`] remembers what changed. A
+//! Both stores decide by the same pure code: `lead` says who may commit, `history` remembers what changed. A
 //! cloud that spans several machines brings its own [`StateStore`](crate::spi::state_store::StateStore).
 
 mod history;

@@ -31,6 +31,8 @@ pub(super) struct Link {
     full: u64,
     /// Times that earlier runners' numbers made no sense.
     broken: u64,
+    /// How long to wait before the next dial.
+    pause: Duration,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl Link {
             totals,
             full: 0,
             broken: 0,
+            pause: FIRST_REDIAL,
         }
     }
 
@@ -103,7 +106,8 @@ impl Link {
     /// Forgets the connection and dials again soon. Closing the socket takes it out of the events.
     pub(super) fn hang_up(&mut self, now: Duration) {
         (_, self.broken) = self.losses();
-        self.state = State::Down(now.saturating_add(REDIAL));
+        self.state = State::Down(now.saturating_add(self.pause));
+        self.pause = (self.pause * 2).min(LAST_REDIAL);
     }
 
     /// Reads what the socket says; `true` if the port has just come up.
@@ -120,6 +124,7 @@ impl Link {
                 Ok(None) => false,
                 Ok(Some(ring)) => {
                     self.state = State::Up(Box::new(ring));
+                    self.pause = FIRST_REDIAL;
                     true
                 }
                 Err(e) => {
@@ -187,5 +192,7 @@ fn payload(frame: &[u8]) -> u64 {
     frame.len().saturating_sub(VNET_HEADER) as u64
 }
 
-/// How soon a port is dialled again.
-const REDIAL: Duration = Duration::from_millis(20);
+/// How soon a port is dialled again, at first: a runner that starts again takes about as long.
+const FIRST_REDIAL: Duration = Duration::from_millis(20);
+/// And at last: a VM that is off costs its host a handful of system calls a second. Frames of one that comes up wait.
+const LAST_REDIAL: Duration = Duration::from_millis(160);

@@ -310,7 +310,7 @@ impl Switch {
         let warm = self.is_warming(now).then_some(self.warm);
         let due = dials.chain(self.pipeline.next_deadline()).chain(warm).min();
         let pause = due.map_or(pause, |due| due.saturating_sub(now).min(pause));
-        // Rounded up, so that it never wakes just before what it waits for.
+        // `pause` is below a second.
         let pause = Timespec { tv_sec: 0, tv_nsec: i64::from(pause.subsec_nanos()) };
         let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
         match epoll::wait(&self.events, rustix::buffer::spare_capacity(&mut events), Some(&pause)) {

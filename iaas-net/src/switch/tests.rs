@@ -193,6 +193,12 @@ fn frames_that_are_sent_while_the_switch_is_dead_arrive_when_it_is_back() {
         send(&mut *a, &frame(10, 20, n));
     }
     let switch = host.start();
+    // The sender's runner is the faster one: its frames wait for the receiver's.
+    while !switch.ask(|s| s.status().plugs[&numbered(10)]) {
+        let _ = try_recv(&mut *a);
+    }
+    switch.ask(|_| ());
+    switch.ask(|_| ());
     let mut got = up(&switch, &mut *a, &mut *b);
     while got.len() < 49 {
         got.push(recv(&mut *b));

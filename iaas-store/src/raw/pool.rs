@@ -568,3 +568,6 @@ const FORMAT: u32 = 1;
 /// How long a fence waits for a live writer to let go.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(2);
+
+#[cfg(test)]
+mod tests;

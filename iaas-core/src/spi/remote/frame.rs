@@ -158,12 +158,57 @@ pub(super) async fn write_all(mut to: OwnedWriteHalf, mut frames: mpsc::Receiver
             return;
         }
     }
+    // The peer sees the end even while the other half is still read.
+    let _ = to.shutdown().await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// As `tests/golden.rs`, for the frames themselves.
+    fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+        let file = format!("{}/tests/golden/{name}.cbor", env!("CARGO_MANIFEST_DIR"));
+        let bytes = encode(value).unwrap();
+        if std::env::var_os("GOLDEN").is_some_and(|v| v == "write") {
+            std::fs::write(&file, &bytes).unwrap();
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), bytes, "{name} is encoded differently now");
+        assert_eq!(&decode::<T>(&bytes).unwrap(), value);
+    }
+
+    #[test]
+    fn frames_are_encoded_as_they_were() {
+        let id = |n| uuid::Uuid::from_u128(n);
+        let ask = Ask {
+            id: 1,
+            part: Part::Access(Id::from_uuid(id(2))),
+            kind: Some("access".into()),
+            verb: "observe".into(),
+            call: None,
+            args: Bytes::from_static(b"args"),
+            note: None,
+        };
+        let ups = vec![Up::Hello { protocol: (1, 1) }, Up::Ask(Box::new(ask)), Up::Cancel { id: 1 }];
+        golden("frames-up", &ups);
+        let host = HostCard {
+            id: Id::from_uuid(id(3)),
+            fabric: Id::from_uuid(id(4)),
+            access: vec![Id::from_uuid(id(2))],
+            power: true,
+            images: false,
+            handovers: false,
+        };
+        let card = Card { host: Some(host), ..Card::default() };
+        let downs = vec![
+            Down::Welcome { protocol: 1, card },
+            Down::Refused { error: Error::unsupported("too old") },
+            Down::Reply { id: 1, body: Ok(Bytes::from_static(b"body")) },
+            Down::Reply { id: 2, body: Err(Error::not_found("nothing")) },
+        ];
+        golden("frames-down", &downs);
+    }
 
     proptest! {
         #[test]

@@ -9,10 +9,7 @@ use std::sync::PoisonError;
 use tokio::sync::watch;
 
 use super::Part;
-use crate::Error;
 use crate::Id;
-use crate::Outcome;
-use crate::Result;
 use crate::id::Cloud;
 
 /// The gates of all providers of a server.
@@ -46,17 +43,15 @@ impl Gates {
         Self(Arc::new(Shared { doors: Mutex::default(), left: watch::Sender::new(()) }))
     }
 
-    /// Lets a call of `session` in, unless a newer session has claimed.
-    pub(super) fn enter(&self, part: Part, cloud: Id<Cloud>, session: u64) -> Result<Inside> {
+    /// Lets a call of `session` in; `None` if a newer session has claimed.
+    pub(super) fn enter(&self, part: Part, cloud: Id<Cloud>, session: u64) -> Option<Inside> {
         let mut doors = self.doors();
         let door = doors.entry((part, cloud)).or_default();
         if session < door.claimed_by {
-            return Err(Error::unavailable("a newer session has claimed this provider")
-                .outcome_is(Outcome::NotDone)
-                .remedy("connect again"));
+            return None;
         }
         *door.inside.entry(session).or_default() += 1;
-        Ok(Inside { gates: self.clone(), door: (part, cloud), session })
+        Some(Inside { gates: self.clone(), door: (part, cloud), session })
     }
 
     /// Shuts older sessions out and waits until their calls have ended.
@@ -90,5 +85,37 @@ impl Drop for Inside {
             }
         }
         self.gates.0.left.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::Poll;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    async fn is_ready(future: &mut Pin<Box<impl Future>>) -> bool {
+        poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await
+    }
+
+    #[tokio::test]
+    async fn a_claim_waits_for_older_sessions_of_its_own_cloud_and_shuts_them_out() {
+        let (gates, part) = (Gates::new(), Part::Plugs);
+        let [ours, theirs] = [1, 2].map(|n| Id::from_uuid(Uuid::from_u128(n)));
+        let (old, other) = (gates.enter(part, ours, 1).unwrap(), gates.enter(part, theirs, 1).unwrap());
+        let new = gates.enter(part, ours, 2).unwrap();
+        let mut claim = Box::pin(gates.claim(&new));
+        assert!(!is_ready(&mut claim).await);
+        assert!(gates.enter(part, ours, 1).is_none());
+        drop(old);
+        assert!(is_ready(&mut claim).await);
+        assert!(gates.enter(part, theirs, 1).is_some());
+        assert!(gates.enter(Part::Power, ours, 1).is_some());
+        drop(other);
     }
 }

@@ -317,7 +317,7 @@ impl Server {
             server: self.clone(),
             number: self.0.sessions.fetch_add(1, Ordering::Relaxed),
             protocol: self.welcome(protocol, &send).await?,
-            send,
+            send: Mutex::new(Some(send)),
             cancels: Mutex::default(),
             streams: Mutex::default(),
         };
@@ -363,7 +363,8 @@ struct Session {
     server: Server,
     number: u64,
     protocol: u16,
-    send: mpsc::Sender<Vec<u8>>,
+    /// `None` once the session has ended: what still runs has nobody to answer to.
+    send: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
     cancels: Mutex<HashMap<u64, Cancel>>,
     streams: Mutex<HashMap<u64, OpenStream>>,
 }
@@ -382,7 +383,11 @@ impl Session {
     async fn listen(self: Arc<Self>, mut read: OwnedReadHalf) -> io::Result<()> {
         let ended = loop {
             match frame::read(&mut read).await {
-                Ok(Some(Up::Ask(ask))) => self.clone().take(*ask).await,
+                Ok(Some(Up::Ask(ask))) => {
+                    if !self.clone().take(*ask).await {
+                        break Ok(());
+                    }
+                }
                 Ok(Some(Up::Cancel { id })) => {
                     if let Some(cancel) = lock(&self.cancels).get(&id) {
                         cancel.cancel();
@@ -393,13 +398,14 @@ impl Session {
                 Err(e) => break Err(e),
             }
         };
-        // Ends the streams; calls run on, for their effects.
+        // Ends the streams and, once it has sent what waits, the connection. Calls run on, for their effects.
         lock(&self.streams).clear();
+        lock(&self.send).take();
         ended
     }
 
-    /// Starts a call, in the order of arrival.
-    async fn take(self: Arc<Self>, ask: Ask) {
+    /// Starts a call, in the order of arrival. `false`: this session is over.
+    async fn take(self: Arc<Self>, ask: Ask) -> bool {
         let admitted = match ask.verb.strip_prefix("stream.") {
             Some(_) => self.admit_stream(&ask),
             None => self.admit(&ask),
@@ -407,6 +413,11 @@ impl Session {
         match admitted {
             Err(error) => self.reply(ask.id, Err(error)).await,
             Ok(Admitted::Nothing) => {}
+            Ok(Admitted::Stale) => {
+                let stale = Error::unavailable("a newer session has claimed this provider");
+                self.reply(ask.id, Err(stale.outcome_is(Outcome::NotDone).remedy("call again"))).await;
+                return false;
+            }
             Ok(Admitted::Answer(answer)) => {
                 tokio::spawn(async move {
                     let body = answer.await.unwrap_or_else(|_| Err(stream::gone()));
@@ -422,6 +433,7 @@ impl Session {
                 });
             }
         }
+        true
     }
 
     fn admit(&self, ask: &Ask) -> Result<Admitted> {
@@ -433,7 +445,10 @@ impl Session {
         }
         let cx = ask.call.clone().map(|call| Ctx { call, cancel: Cancel::new() });
         let enter = |cx: &Ctx| self.server.0.gates.enter(ask.part, cx.call.cloud, self.number);
-        let inside = cx.as_ref().map(enter).transpose()?;
+        let inside = cx.as_ref().and_then(enter);
+        if cx.is_some() && inside.is_none() {
+            return Ok(Admitted::Stale);
+        }
         cancels.insert(ask.id, cx.as_ref().map(|cx| cx.cancel.clone()).unwrap_or_default());
         Ok(Admitted::Call { cx, inside })
     }
@@ -449,7 +464,11 @@ impl Session {
         // A read changes nothing, and may wait for ever.
         let changes = ask.verb != "stream.read";
         let enter = |cloud| self.server.0.gates.enter(ask.part, cloud, self.number);
-        let inside = cloud.filter(|_| changes).map(enter).transpose()?;
+        let cloud = cloud.filter(|_| changes);
+        let inside = cloud.and_then(enter);
+        if cloud.is_some() && inside.is_none() {
+            return Ok(Admitted::Stale);
+        }
         let (answer, told) = oneshot::channel();
         let wish = Wish { verb: ask.verb.clone(), bytes, answer, inside };
         to.try_send(wish).map_err(|_| {
@@ -488,16 +507,22 @@ impl Session {
             let error = error.outcome_is(Outcome::Unknown);
             frame::frame(&Down::Reply { id, body: Err(error) })
         });
-        if let Ok(frame) = frame {
+        let send = lock(&self.send).clone();
+        if let (Ok(frame), Some(send)) = (frame, send) {
             // A peer that went away wants no answer.
-            let _ = self.send.send(frame).await;
+            let _ = send.send(frame).await;
         }
     }
 }
 
 /// What becomes of a call.
 enum Admitted {
-    Call { cx: Option<Ctx>, inside: Option<Inside> },
+    Call {
+        cx: Option<Ctx>,
+        inside: Option<Inside>,
+    },
     Answer(oneshot::Receiver<Result<Bytes>>),
     Nothing,
+    /// A newer session has claimed.
+    Stale,
 }

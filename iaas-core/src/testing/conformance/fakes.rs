@@ -23,6 +23,9 @@ use super::net_program::NetRig;
 use super::plugs::PlugsRig;
 use super::rig::ConvergeRig;
 use super::rig::Rig;
+use super::small::AuditRig;
+use super::small::KeysRig;
+use super::small::PlacementRig;
 use super::volume_access::AccessRig;
 use super::volume_pool::PoolRig;
 use crate::Boot;
@@ -42,6 +45,7 @@ use crate::spi::Ctx;
 use crate::spi::Stamp;
 use crate::spi::artifact::Artifact;
 use crate::spi::artifact::Artifacts;
+use crate::spi::audit::AuditSink;
 use crate::spi::block::Access;
 use crate::spi::block::AccessSpec;
 use crate::spi::block::PoolVolume;
@@ -49,6 +53,8 @@ use crate::spi::block::PoolVolumeSpec;
 use crate::spi::block::Qos;
 use crate::spi::block::VolumeAccess;
 use crate::spi::block::VolumePool;
+use crate::spi::contract::SealKey;
+use crate::spi::contract::Sealed;
 use crate::spi::dataplane::BlockDevice;
 use crate::spi::dataplane::BlockOpener;
 use crate::spi::dataplane::Env;
@@ -61,20 +67,26 @@ use crate::spi::hypervisor::Origin;
 use crate::spi::hypervisor::Run;
 use crate::spi::hypervisor::Vm;
 use crate::spi::hypervisor::VmSpec;
+use crate::spi::key::KeyManager;
+use crate::spi::key::KeyName;
 use crate::spi::network::NetObject;
 use crate::spi::network::NetProgram;
 use crate::spi::network::NetUpdate;
 use crate::spi::network::Plug;
 use crate::spi::network::PlugSpec;
 use crate::spi::network::Plugs;
+use crate::spi::placement::Placement;
 use crate::spi::target::Mode;
 use crate::spi::target::Target;
 use crate::testing::fake::FakeAccess;
 use crate::testing::fake::FakeArtifacts;
+use crate::testing::fake::FakeAuditSink;
 use crate::testing::fake::FakeHypervisor;
 use crate::testing::fake::FakeInventory;
+use crate::testing::fake::FakeKeys;
 use crate::testing::fake::FakeNetwork;
 use crate::testing::fake::FakeOpener;
+use crate::testing::fake::FakePlacement;
 use crate::testing::fake::FakePlugs;
 use crate::testing::fake::FakePool;
 use crate::testing::fake::Fault;
@@ -520,5 +532,54 @@ async fn renew(_: &FakeInventoryRig, inventory: &dyn HostInventory, cx: &Ctx) ->
 impl InventoryRig for FakeInventoryRig {
     async fn stamp(&self) -> Result<Stamp> {
         Ok(self.0.here()?.world.stamp())
+    }
+}
+
+/// The rig of [`FakeAuditSink`].
+#[derive(Debug, Default)]
+pub struct FakeAuditRig(Mutex<Arc<FakeAuditSink>>);
+
+#[async_trait]
+impl AuditRig for FakeAuditRig {
+    async fn fresh(&self) -> Result<Arc<dyn AuditSink>> {
+        let sink = Arc::new(FakeAuditSink::new());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = sink.clone();
+        Ok(sink)
+    }
+    async fn leaves(&self) -> Result<Vec<Bytes>> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).leaves())
+    }
+}
+
+/// The rig of [`FakeKeys`].
+#[derive(Debug, Default)]
+pub struct FakeKeysRig(Mutex<Option<Arc<FakeKeys>>>);
+
+#[async_trait]
+impl KeysRig for FakeKeysRig {
+    async fn fresh(&self) -> Result<Arc<dyn KeyManager>> {
+        let keys = Arc::new(FakeKeys::new(&World::new(Arc::new(SystemClock::new()))));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys.clone());
+        Ok(keys)
+    }
+    fn key(&self) -> KeyName {
+        KeyName("volumes".to_owned())
+    }
+    fn host(&self, number: u8) -> SealKey {
+        FakeKeys::seal_key(&[number])
+    }
+    async fn open(&self, sealed: &Sealed, number: u8) -> Result<Vec<u8>> {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        keys.ok_or_else(|| Error::conflict("there is no key manager yet"))?.open(sealed, &[number])
+    }
+}
+
+/// The rig of [`FakePlacement`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FakePlacementRig;
+
+impl PlacementRig for FakePlacementRig {
+    fn placement(&self) -> Arc<dyn Placement> {
+        Arc::new(FakePlacement)
     }
 }

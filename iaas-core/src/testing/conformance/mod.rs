@@ -27,6 +27,7 @@ pub mod plugs;
 pub mod provider;
 pub mod rig;
 pub mod sabotage;
+pub mod small;
 pub mod state_store;
 pub mod volume_access;
 pub mod volume_pool;

@@ -9,6 +9,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+use super::meter;
 use super::net_program::WrapPort;
 use super::rig::Wrap;
 use super::volume_pool::WrapDevice;
@@ -90,6 +91,38 @@ wires! {
     VolumePool: |inner| Served::new().pool(SOME.cast(), inner), |remote| remote.pool(SOME.cast());
     NetProgram: |inner| Served::new().network(SOME.cast(), inner), |remote| remote.network(SOME.cast());
     MeterSink: |inner| Served::new().meter(inner), |remote| remote.meter();
+}
+
+/// A meter's rig over the wire.
+#[derive(Debug)]
+pub struct WiredMeter<R> {
+    inner: R,
+    current: std::sync::Mutex<Option<Arc<dyn MeterSink>>>,
+}
+
+impl<R: meter::Rig> WiredMeter<R> {
+    /// Puts a unix socket before the meters of `inner`.
+    pub fn new(inner: R) -> Self {
+        Self { inner, current: std::sync::Mutex::default() }
+    }
+
+    async fn over(&self, meter: Arc<dyn MeterSink>) -> Result<Arc<dyn MeterSink>> {
+        *self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(meter.clone());
+        Wire.wrap(meter, false).await
+    }
+}
+
+#[async_trait]
+impl<R: meter::Rig> meter::Rig for WiredMeter<R> {
+    async fn fresh(&self) -> Result<Arc<dyn MeterSink>> {
+        self.over(self.inner.fresh().await?).await
+    }
+    async fn reopen(&self, old: Arc<dyn MeterSink>) -> Result<Arc<dyn MeterSink>> {
+        drop(old);
+        let old = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let old = old.ok_or_else(|| crate::Error::conflict("reopened before it was fresh"))?;
+        self.over(self.inner.reopen(old).await?).await
+    }
 }
 
 /// The id under which the one provider is served.

@@ -5,6 +5,7 @@
 mod data;
 mod kinds;
 mod lists;
+mod small;
 mod traits;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,9 @@ pub use lists::inventory_saboteurs;
 pub use lists::net_saboteurs;
 pub use lists::plugs_saboteurs;
 pub use lists::pool_saboteurs;
+pub use small::audit_saboteurs;
+pub use small::keys_saboteurs;
+pub use small::placement_saboteurs;
 
 macro_rules! spoils {
     ($($name:ident: $clause:literal, $does:literal;)+) => {

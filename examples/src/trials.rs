@@ -1,0 +1,133 @@
+//! What the cloud is put through under running guests, and what they saw of it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use iaas_core::Cloud;
+use iaas_core::Id;
+use iaas_core::Result;
+use iaas_core::cloud::Session;
+use iaas_core::model::Instance;
+use iaas_core::model::Port;
+use iaas_core::spi::network::PacketQuery;
+use iaas_core::spi::network::Verdict;
+
+use crate::gaps;
+use crate::gaps::Seen;
+use crate::guest::Guest;
+use crate::guest::value;
+use crate::machine;
+use crate::machine::Arguments;
+use crate::memory::Memory;
+use crate::report::Report;
+use crate::supervise;
+
+/// Asks the network why it dropped what the guest missed.
+///
+/// # Errors
+/// `Internal` if the explanation says otherwise.
+pub async fn explain_drop(me: &Session, from: Id<Port>, dst: IpAddr, report: &mut Report) -> Result<()> {
+    let packet = PacketQuery { from, src: None, dst, protocol: 6, src_port: 40000, dst_port: 81 };
+    let trace = me.explain_packet(packet).await?;
+    machine::ensure(trace.verdict == Verdict::Dropped, || format!("explain disagrees: {trace:?}"))?;
+    let stages: Vec<_> = trace.stages.iter().map(|s| format!("{}: {}", s.stage, s.because)).collect();
+    report.step("explain", stages.join(" → "));
+    Ok(())
+}
+
+/// Control was killed and is back: the same guests run, and noticed nothing.
+///
+/// # Errors
+/// `Internal` if a guest was started anew.
+pub async fn adopt(cloud: &Cloud, me: &Session, memory: &Memory, report: &mut Report) -> Result<()> {
+    let mut at_client = Guest::follow(me, memory.client);
+    report.waiting("control is back and looks for its guests");
+    for (id, boot_id, name) in
+        [(memory.web, &memory.boot_ids[0], "web"), (memory.client, &memory.boot_ids[1], "client")]
+    {
+        let mut guest = Guest::follow(me, id);
+        let from = guest.now().await?;
+        let alive = guest.line_after(from, "ALIVE boot_id", BOOT).await?.1;
+        machine::ensure(value(&alive, "boot_id") == Some(boot_id), || {
+            format!("{name} was started anew: {alive}")
+        })?;
+        report.step("adopted", format!("{name}: {alive}"));
+    }
+    machine::ensure(cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
+    let Some(killed_at) = memory.killed_at else { return Ok(()) };
+    gaps::reach(&mut at_client, killed_at + PERIOD).await?;
+    let seen = gaps::between(&at_client, killed_at, killed_at + PERIOD)?;
+    report.step("gap", format!("control killed: {}; quiet: {}", shown(seen), shown(memory.quiet)));
+    report.figure("gap.control", serde_json::json!({ "killed": seen, "quiet": memory.quiet }));
+    Ok(())
+}
+
+/// Kills the switch under running traffic.
+///
+/// # Errors
+/// `Internal` if no new one came.
+pub async fn restart_switch(
+    me: &Session,
+    memory: &Memory,
+    arguments: &Arguments,
+    report: &mut Report,
+) -> Result<()> {
+    let mut at_client = Guest::follow(me, memory.client);
+    at_client.line("TICK", BOOT).await?;
+    let from = gaps::uptime(&at_client).unwrap_or(0.0);
+    let old = supervise::roles("switch", &arguments.state);
+    machine::ensure(!old.is_empty(), || "there is no switch to kill".to_owned())?;
+    old.iter().try_for_each(|pid| machine::kill(*pid))?;
+    gaps::reach(&mut at_client, from + PERIOD).await?;
+    let new = supervise::roles("switch", &arguments.state);
+    machine::ensure(!new.is_empty() && new != old, || format!("the switch was not started again: {new:?}"))?;
+    let seen = gaps::between(&at_client, from, from + PERIOD)?;
+    report.step("gap", format!("switch killed: {}; quiet: {}", shown(seen), shown(memory.quiet)));
+    report.figure("gap.switch", serde_json::json!({ "killed": seen, "quiet": memory.quiet }));
+    Ok(())
+}
+
+/// The bill so far, held against what a guest counts itself, and one proof out of the audit log.
+///
+/// # Errors
+/// `Internal` if bill and guest disagree, or a proof does not hold.
+pub async fn bill(me: &Session, memory: &Memory, web: Id<Instance>, report: &mut Report) -> Result<()> {
+    let project = me.projects().get(memory.project).await?;
+    let mut client = Guest::follow(me, memory.client);
+    let before = client.ask("stats", "NETSTAT").await?;
+    let bill = me.bill_so_far(memory.project, project.meta.created).await?;
+    let after = client.ask("stats", "NETSTAT").await?;
+    for line in &bill.lines {
+        let name = format!("{} {}", line.resource.kind, &line.resource.id.to_string()[24..]);
+        let amount = format!("{:>22} {:<9} × {:>8}", line.quantity, line.unit, line.unit_price);
+        report.step(
+            "bill",
+            format!("{name:<28} {:<13} {amount} = {} {}", line.meter, line.cost, bill.currency),
+        );
+    }
+    report.step("bill", format!("total {} {}", bill.total, bill.currency));
+    report.step("bytes", machine::check_bytes(&bill, memory.client_port, &before, &after)?);
+    let entries = me.audit().entries().await?;
+    let index = entries.iter().position(|e| e.object == web.object()).unwrap_or(0) as u64;
+    let (leaf, proof, checkpoint) = me.audit().prove(index).await?;
+    proof.verify(&leaf, &checkpoint.root())?;
+    let proved = format!(
+        "entry {index} ({}) is proved to be in it",
+        entries[usize::try_from(index).unwrap_or(0)].action
+    );
+    report.step("audit", format!("{} entries, root {}; {proved}", checkpoint.size(), checkpoint.root()));
+    Ok(())
+}
+
+/// A period in words.
+pub fn shown(seen: Seen) -> String {
+    format!(
+        "longest gap {:.0} ms, slowest connect {:.0} ms, {} fetches ({} failed)",
+        seen.gap_ms, seen.connect_ms, seen.fetches, seen.failed
+    )
+}
+
+/// A guest under emulation needs seconds to boot, on a busy machine many.
+pub const BOOT: Duration = Duration::from_secs(60);
+/// Seconds of the guest's own clock that a gap is looked for in.
+pub const PERIOD: f64 = 5.0;
