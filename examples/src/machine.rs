@@ -32,6 +32,7 @@ use iaas_net::HostNetwork;
 use iaas_store::RawAccess;
 use iaas_store::RawPool;
 use iaas_vmm::HostArtifacts;
+use iaas_vmm::MachineInventory;
 use iaas_vmm::QemuConfig;
 use iaas_vmm::QemuHypervisor;
 use nix::sys::signal::Signal;
@@ -100,10 +101,7 @@ pub async fn open(state: &Path) -> Result<Machine> {
     .await?;
     let host = HostProviders {
         id: ids.host,
-        inventory: Arc::new(iaas_core::testing::fake::FakeInventory::open(
-            &iaas_core::testing::fake::World::new(Arc::new(iaas_core::SystemClock::new())),
-            ids.host,
-        )),
+        inventory: Arc::new(MachineInventory::open(&host_state, ids.cloud, ids.host)?),
         artifacts: Arc::new(HostArtifacts::open(&host_state, ids.cloud, ids.host)?),
         hypervisor: Arc::new(hypervisor),
         access: BTreeMap::from([(ids.pool, Arc::new(access) as _)]),
