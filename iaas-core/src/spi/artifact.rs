@@ -29,6 +29,8 @@ pub struct ArtifactObserved {
 /// 1. `upload-verified`: an artifact is settled only when the bytes uploaded have the digest of its spec; other bytes are
 ///    refused with `Invalid` when the upload is closed, and nothing is kept of them.
 /// 2. `upload-resumes`: an upload that broke off can be started again from its beginning.
+///
+/// Prove yours with `testing::conformance::artifacts` (feature `conformance`).
 #[async_trait]
 pub trait Artifacts: Converge<Artifact> {
     /// Opens a stream to write the blob of `id` to; `close` checks the digest.

@@ -196,6 +196,8 @@ pub mod cap {
 /// 6. `kinds-agree`: `snapshots` and `jobs` are `Some` just if `Hello::kinds` names their kind; a volume with a source
 ///    fails with `Unsupported` where `caps` lacks [`cap::CLONE`].
 /// 7. `remove-frees`: after removal the space is free again.
+///
+/// Prove yours with `testing::conformance::volume_pool` (feature `conformance`).
 #[async_trait]
 pub trait VolumePool: Converge<PoolVolume> {
     /// Snapshots, if this pool has them.
@@ -214,6 +216,8 @@ pub trait VolumePool: Converge<PoolVolume> {
 /// The clauses of [`Provider`](super::Provider) and of [`Converge<Access>`], and:
 /// 1. `target-when-settled`: settled access has a target whose id, term and mode are those of its spec.
 /// 2. `absent-volume-blocked`: access to a volume that is not there is `Blocked` or fails with `NotFound`; no volume is made.
+///
+/// Prove yours with `testing::conformance::volume_access` (feature `conformance`).
 pub trait VolumeAccess: Converge<Access> {}
 
 /// How long a provider may take between two looks at a job.

@@ -263,6 +263,8 @@ pub struct Found<K: Kind> {
 ///    [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) and has no effect, also after a restart of the provider.
 /// 3. `claim-drains`: `claim` returns only after every call with an older epoch has ended.
 /// 4. `usage-cumulative`: totals of one `(of, term, life)` never shrink, `seq` grows, also over a restart.
+///
+/// Prove yours with `testing::conformance::provider` (feature `conformance`).
 #[async_trait]
 pub trait Provider: Debug + Send + Sync + 'static {
     /// Says who this is and the newest epoch that it has seen.
@@ -300,6 +302,8 @@ pub trait Provider: Debug + Send + Sync + 'static {
 /// 11. `concurrent-ensure-one`: racing `ensure`s of one id make one object.
 /// 12. `outcome-honest`: an error with [`Outcome::NotDone`](crate::Outcome::NotDone) had no effect.
 /// 13. `bad-spec-invalid`: a spec that can never be met fails with `Invalid` and leaves nothing.
+///
+/// Prove yours with `testing::conformance::converge` (feature `conformance`).
 #[async_trait]
 pub trait Converge<K: Kind>: Provider {
     /// Creates `id`, or brings it to `spec`. Returns when the wish is accepted; [`Seen::phase`] says how far it is.

@@ -89,6 +89,8 @@ pub struct NicFacts {
 /// The clauses of [`Provider`], and:
 /// 1. `facts-absent-not-zero`: what could not be read is `None` or missing, never zero.
 /// 2. `lease-answers-host-time`: [`lease`](Self::lease) answers the host's clocks at the moment it was taken.
+///
+/// Prove yours with `testing::conformance::inventory` (feature `conformance`).
 #[async_trait]
 pub trait HostInventory: Provider {
     /// Reads the machine.

@@ -308,6 +308,8 @@ pub mod cap {
 /// 6. `devices-by-attachment`: a device in the spec is seen under its attachment's id; one that left the spec is gone.
 /// 7. `kinds-agree`: `images` and `handovers` are `Some` just if `Hello::kinds` names their kind.
 /// 8. `final-usage-kept`: the last reading of a life stays in `Seen::final_usage`, marked `fin`, until `remove`.
+///
+/// Prove yours with `testing::conformance::hypervisor` (feature `conformance`).
 #[async_trait]
 pub trait Hypervisor: Converge<Vm> {
     /// Checkpoints, if this hypervisor has them.

@@ -29,6 +29,8 @@ pub struct WrappedKey {
 /// # Contract
 /// 1. `aad-binds`: a key generated with one `aad` is refused with another.
 /// 2. `seal-to-one`: a sealed key opens only with the private half of `to`.
+///
+/// Prove yours with `testing::conformance::small` (feature `conformance`).
 #[async_trait]
 pub trait KeyManager: Debug + Send + Sync + 'static {
     /// Makes a data key.

@@ -188,6 +188,8 @@ pub enum Verdict {
 ///    of its flow.
 /// 7. `isolation`: no packet passes between ports of different VPCs.
 /// 8. `antispoof`: a packet whose source is not the port's own is dropped.
+///
+/// Prove yours with `testing::conformance::net_program` (feature `conformance`).
 #[async_trait]
 pub trait NetProgram: Provider {
     /// Takes an update, whole or not at all.
@@ -205,4 +207,6 @@ pub trait NetProgram: Provider {
 /// 2. `unknown-port-drops`: a plug whose port the program does not know drops every frame; `program` is zero.
 /// 3. `usage-counts-bytes`: `usage` gives `rx-bytes`, `tx-bytes`, `rx-packets` and `tx-packets` of each port, as the guest
 ///    counts them, whole Ethernet frames without the vnet header.
+///
+/// Prove yours with `testing::conformance::plugs` (feature `conformance`).
 pub trait Plugs: Converge<Plug> {}

@@ -63,6 +63,8 @@ pub struct Placed {
 /// 1. `pure`: the same request, fleet and seed give the same answer.
 /// 2. `fits`: a ranked host has room, is not cordoned, and reaches the pools.
 /// 3. `explains`: a host that is not ranked is refused with a reason.
+///
+/// Prove yours with `testing::conformance::small` (feature `conformance`).
 pub trait Placement: Debug + Send + Sync + 'static {
     /// Ranks the hosts of `fleet` for `want`.
     fn rank(&self, want: &PlaceRequest, fleet: &Fleet, seed: u64) -> Placed;

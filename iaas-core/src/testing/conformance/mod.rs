@@ -10,6 +10,50 @@
 //! # }
 //! ```
 //!
+//! # Proving yours
+//! | trait | suite | rig |
+//! |---|---|---|
+//! | `Hypervisor` | [`hypervisor`] | [`hypervisor::HypervisorRig`] |
+//! | `Artifacts` | [`artifacts`] | [`artifacts::ArtifactsRig`] |
+//! | `VolumePool`, down to the bytes | [`volume_pool`] | [`volume_pool::PoolRig`] |
+//! | `VolumeAccess` | [`volume_access`] | [`volume_access::AccessRig`] |
+//! | `NetProgram`, down to the packets | [`net_program`] | [`net_program::NetRig`] |
+//! | `Plugs` | [`plugs`] | [`plugs::PlugsRig`] |
+//! | `HostInventory` | [`inventory`] | [`inventory::InventoryRig`] |
+//! | `StateStore` | [`state_store`] | [`state_store::Rig`] |
+//! | `MeterSink` | [`meter`] | [`meter::Rig`] |
+//! | `Authorizer` | [`authorizer`] | [`authorizer::Rig`] |
+//! | `AuditSink`, `KeyManager`, `Placement` | [`small`] | [`small::AuditRig`], [`small::KeysRig`], [`small::PlacementRig`] |
+//!
+//! The smallest whole example, a placement of your own:
+//! ```
+//! # use std::sync::Arc;
+//! # use iaas_core::spi::placement::{Fleet, PlaceRequest, Placed, Placement};
+//! # use iaas_core::testing::{conformance::small, fake::FakePlacement};
+//! #[derive(Debug)]
+//! struct Mine;
+//! impl Placement for Mine {
+//!     fn rank(&self, want: &PlaceRequest, fleet: &Fleet, seed: u64) -> Placed {
+//!         FakePlacement.rank(want, fleet, seed) // your idea goes here
+//!     }
+//! }
+//! impl small::PlacementRig for Mine {
+//!     fn placement(&self) -> Arc<dyn Placement> { Arc::new(Mine) }
+//! }
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! small::run_placement(&Mine).await.assert_clean();
+//! # }
+//! ```
+//! A provider's rig also restarts it and breaks it; [`fakes`] has one of each to copy. The same rig runs over a socket:
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! use iaas_core::testing::conformance::{fakes::FakeInventoryRig, inventory, rig::Wrapped, wire::Wire};
+//! inventory::run(&FakeInventoryRig::default()).await.assert_clean();
+//! inventory::run(&Wrapped::new(FakeInventoryRig::default(), Wire)).await.assert_clean();
+//! # }
+//! ```
+//!
+//! # Proving the suites
 //! A [`Saboteur`] is a rig around a clean implementation that breaks just one clause; [`Matrix`] proves that the check of
 //! that clause notices.
 
