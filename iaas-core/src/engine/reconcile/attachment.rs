@@ -10,6 +10,7 @@ use super::Work;
 use super::pace;
 use crate::Error;
 use crate::Id;
+use crate::ObjectRef;
 use crate::Result;
 use crate::Rev;
 use crate::engine::draft::Draft;
@@ -161,12 +162,13 @@ async fn leave(work: &Work, cx: &Ctx, host: &HostProviders, view: &View) -> Resu
                 None => false,
             }
         }
-        Attached::Port(_) => {
+        Attached::Port(port) => {
             // The last reading must be safe before the counters go.
+            readings = last_readings(cx, host, &port.object()).await?;
             if let Some(seen) = host.plugs.observe(cx, id.cast()).await? {
-                readings = seen.final_usage;
-                keep_readings(work, record, &readings).await?;
+                readings.extend(seen.final_usage);
             }
+            keep_readings(work, record, &readings).await?;
             host.plugs.remove(cx, id.cast(), record.meta.effect).await?;
             match host.plugs.observe(cx, id.cast()).await? {
                 Some(seen) => {
@@ -196,6 +198,17 @@ async fn leave(work: &Work, cx: &Ctx, host: &HostProviders, view: &View) -> Resu
     work.committer.commit(SELF, draw).await.map(|_| Next::Rest)
 }
 
+/// What the host counted of a port so far.
+async fn last_readings(cx: &Ctx, host: &HostProviders, port: &ObjectRef) -> Result<Vec<Reading>> {
+    let (mut after, mut found) = (None, Vec::new());
+    loop {
+        let page = host.plugs.usage(cx, after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(found) };
+        after = Some(last.of.clone());
+        found.extend(page.into_iter().filter(|reading| reading.of == *port));
+    }
+}
+
 /// Sends the last readings of a port on their way to the meter.
 async fn keep_readings(work: &Work, record: &Record<Attachment>, readings: &[Reading]) -> Result<()> {
     let Some(project) = record.meta.owner.project().filter(|_| !readings.is_empty()) else { return Ok(()) };
@@ -203,3 +216,6 @@ async fn keep_readings(work: &Work, record: &Record<Attachment>, readings: &[Rea
         |draft: &mut Draft<'_>| readings.iter().try_for_each(|r| draft.meter(&counted(project, r.clone())));
     work.committer.commit(SELF, draw).await.map(|_| ())
 }
+
+/// Readings per page.
+const PAGE: usize = 256;
