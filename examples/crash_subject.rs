@@ -1,6 +1,6 @@
 //! What `cargo xtask crash` kills: one tenant, one volume, one tiny guest; made, used, and removed again.
 //!
-//! `crash-subject --state FOLDER` does the whole story and prints `SETTLED`. Killed anywhere and started again, it
+//! `iaas-crash-subject --state FOLDER` does the whole story and prints `SETTLED`. Killed anywhere and started again, it
 //! finishes the *same* create, by the same tokens, uses what it made, and leaves nothing.
 
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("crash-subject failed: {error:#}");
+            eprintln!("iaas-crash-subject failed: {error:#}");
             ExitCode::FAILURE
         }
     }
