@@ -18,7 +18,6 @@ use crate::engine::sites::Sites;
 use crate::id;
 use crate::id::Fabric;
 use crate::id::Pool;
-use crate::security::Gate;
 use crate::spi::audit::AuditSink;
 use crate::spi::authorizer::Authorizer;
 use crate::spi::block::VolumePool;
@@ -161,7 +160,7 @@ impl CloudBuilder {
             clock: self.clock,
             placement: self.placement,
             sites: self.sites,
-            authorizer: Arc::clone(&authorizer),
+            authorizer,
             meter: self.meter.ok_or_else(|| missing("a meter"))?,
             audit: self.audit,
             blobs: self.blobs,
@@ -169,7 +168,6 @@ impl CloudBuilder {
             lease: self.lease,
         })
         .await?;
-        let gate = Gate::new(authorizer, engine.entities());
-        Ok(Cloud::new(engine, gate))
+        Ok(Cloud::new(engine))
     }
 }

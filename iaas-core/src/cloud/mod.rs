@@ -30,7 +30,6 @@ use crate::spi::authorizer::Principal;
 #[derive(Clone, Debug)]
 pub struct Cloud {
     engine: Arc<Engine>,
-    gate: Gate,
 }
 
 impl Cloud {
@@ -39,8 +38,8 @@ impl Cloud {
         CloudBuilder::default()
     }
 
-    pub(crate) fn new(engine: Engine, gate: Gate) -> Self {
-        Self { engine: Arc::new(engine), gate }
+    pub(crate) fn new(engine: Engine) -> Self {
+        Self { engine: Arc::new(engine) }
     }
 
     /// Acts as `principal`, for whom the calling program vouches.
@@ -60,10 +59,13 @@ impl Cloud {
 
     /// Waits until every record is as it wants to be, or `within` of the cloud's clock has passed; says which.
     pub async fn settled(&self, within: Duration) -> bool {
-        let mut idle = self.engine.driver().idle.subscribe();
-        let clock = self.engine.committer().clock();
+        let mut rest = self.engine.driver().rest.subscribe();
+        let committer = self.engine.committer();
+        let clock = committer.clock();
+        // What was woken before this call must have been looked at.
+        let woken = committer.woken();
         tokio::select! {
-            settled = idle.wait_for(|idle| *idle) => settled.is_ok(),
+            settled = rest.wait_for(|rest| rest.idle && rest.taken >= woken) => settled.is_ok(),
             () = clock.sleep(within) => false,
         }
     }
@@ -88,6 +90,6 @@ impl Cloud {
     }
 
     pub(crate) fn gate(&self) -> &Gate {
-        &self.gate
+        self.engine.gate()
     }
 }

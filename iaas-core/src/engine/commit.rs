@@ -5,11 +5,15 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::codec;
 use super::draft::Basis;
@@ -29,6 +33,7 @@ use crate::Rev;
 use crate::id::Fabric;
 use crate::model::*;
 use crate::spi::placement::Placement;
+use crate::spi::state_store::Check;
 use crate::spi::state_store::Lead;
 use crate::spi::state_store::StateStore;
 use crate::spi::state_store::Write;
@@ -44,7 +49,8 @@ pub struct Committer {
     sites: SiteFacts,
     state: Arc<RwLock<State>>,
     lead: Lead,
-    one_at_a_time: Mutex<()>,
+    one_at_a_time: Arc<Mutex<()>>,
+    woken: AtomicU64,
     changed: watch::Sender<Rev>,
     halted: watch::Sender<Option<Error>>,
     wake: mpsc::UnboundedSender<ObjectRef>,
@@ -62,6 +68,13 @@ pub(super) struct Parts {
     pub(super) lead: Lead,
     pub(super) wake: mpsc::UnboundedSender<ObjectRef>,
     pub(super) fabrics: Vec<crate::Id<Fabric>>,
+}
+
+/// Who looks at what a commit changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wakes {
+    Concerned,
+    Nobody,
 }
 
 /// A change that is durable.
@@ -86,7 +99,8 @@ impl Committer {
             sites,
             state,
             lead,
-            one_at_a_time: Mutex::new(()),
+            one_at_a_time: Arc::default(),
+            woken: AtomicU64::new(0),
             changed: watch::Sender::new(rev),
             halted: watch::Sender::new(None),
             wake,
@@ -131,8 +145,14 @@ impl Committer {
         });
     }
 
+    /// How many wake-ups were sent so far: what the driver has still to take is not at rest.
+    pub fn woken(&self) -> u64 {
+        self.woken.load(Ordering::Acquire)
+    }
+
     /// Asks for a look at `object`.
     pub fn wake(&self, object: ObjectRef) {
+        self.woken.fetch_add(1, Ordering::AcqRel);
         // The receiver is gone only while the cloud is being dropped.
         let _ = self.wake.send(object);
     }
@@ -156,17 +176,37 @@ impl Committer {
 
     /// Draws a change up and commits it. Without any write nothing is committed.
     ///
+    /// A caller that drops the future loses only the answer: what was handed to the store is taken into memory.
+    ///
     /// # Errors
     /// Those of `draw`, and of [`StateStore::commit`].
     pub async fn commit<T>(
-        &self,
+        self: &Arc<Self>,
         by: &str,
         draw: impl FnOnce(&mut Draft<'_>) -> Result<T>,
     ) -> Result<Committed<T>> {
-        let _turn = self.one_at_a_time.lock().await;
-        if let Some(why) = self.halted.borrow().clone() {
-            return Err(why.outcome_is(Outcome::NotDone));
-        }
+        self.commit_and(by, Wakes::Concerned, draw).await
+    }
+
+    /// As [`commit`](Self::commit), for a change that nobody has to act upon.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub async fn commit_quietly<T>(
+        self: &Arc<Self>,
+        by: &str,
+        draw: impl FnOnce(&mut Draft<'_>) -> Result<T>,
+    ) -> Result<Committed<T>> {
+        self.commit_and(by, Wakes::Nobody, draw).await
+    }
+
+    async fn commit_and<T>(
+        self: &Arc<Self>,
+        by: &str,
+        wakes: Wakes,
+        draw: impl FnOnce(&mut Draft<'_>) -> Result<T>,
+    ) -> Result<Committed<T>> {
+        let turn = self.turn().await?;
         let (out, checks, writes, plan, before) = self.read(|state| {
             let mut draft = Draft::new(self.basis(state), by);
             let out = draw(&mut draft)?;
@@ -177,21 +217,66 @@ impl Committer {
         if writes.is_empty() {
             return Ok(Committed { out, plan, rev: self.read(|s| s.rev) });
         }
-        let rev = match self.store.commit(&self.lead, checks, writes.clone()).await {
-            Ok(rev) => rev,
-            Err(error) => {
-                if error.kind() == ErrorKind::Fenced || error.outcome() == Outcome::Unknown {
-                    self.halt(error.clone());
+        let this = Arc::clone(self);
+        let rev = self
+            .to_the_end(turn, async move {
+                let rev = this.write(checks, writes.clone()).await?;
+                // What cannot be read back was written by a defect of ours: memory is not what is stored.
+                let after = this.apply(&writes, rev).inspect_err(|error| this.halt(error.clone()))?;
+                this.changed.send_replace(rev);
+                if wakes == Wakes::Concerned {
+                    before.union(&after).for_each(|object| this.wake(object.clone()));
                 }
-                return Err(error);
-            }
-        };
-        let after = self.apply(&writes, rev)?;
-        self.changed.send_replace(rev);
-        for object in before.union(&after) {
-            self.wake(object.clone());
-        }
+                Ok(rev)
+            })
+            .await?;
         Ok(Committed { out, plan, rev })
+    }
+
+    /// Commits entries that are no records.
+    ///
+    /// # Errors
+    /// Those of [`StateStore::commit`].
+    pub async fn commit_raw(self: &Arc<Self>, checks: Vec<Check>, writes: Vec<Write>) -> Result<Rev> {
+        let turn = self.turn().await?;
+        let this = Arc::clone(self);
+        self.to_the_end(turn, async move { this.write(checks, writes).await }).await
+    }
+
+    async fn turn(&self) -> Result<OwnedMutexGuard<()>> {
+        let turn = Arc::clone(&self.one_at_a_time).lock_owned().await;
+        match self.halted.borrow().clone() {
+            Some(why) => Err(why.outcome_is(Outcome::NotDone)),
+            None => Ok(turn),
+        }
+    }
+
+    async fn write(&self, checks: Vec<Check>, writes: Vec<Write>) -> Result<Rev> {
+        self.store.commit(&self.lead, checks, writes).await.inspect_err(|error| {
+            if error.kind() == ErrorKind::Fenced || error.outcome() == Outcome::Unknown {
+                self.halt(error.clone());
+            }
+        })
+    }
+
+    /// Runs `work` to its end even if the caller goes away: else the store would have what memory has not.
+    async fn to_the_end(
+        &self,
+        turn: OwnedMutexGuard<()>,
+        work: impl Future<Output = Result<Rev>> + Send + 'static,
+    ) -> Result<Rev> {
+        let task = async move {
+            let _turn = turn;
+            work.await
+        };
+        match tokio::spawn(task.in_current_span()).await {
+            Ok(done) => done,
+            Err(error) => {
+                let error = Error::internal("a commit did not come to its end").because(&error);
+                self.halt(error.clone());
+                Err(error)
+            }
+        }
     }
 
     fn basis<'s>(&'s self, state: &'s State) -> Basis<'s> {
@@ -232,6 +317,18 @@ impl Committer {
             all.insert(attached_object(&attachment.spec.what));
         }
         all.extend(state.attachment_to(object).map(|a| a.meta.id.object()));
+        // An operation may ask for what is so already: then nothing but the operation is written.
+        if let Some(operation) = object.typed::<Operation>().and_then(|id| state.get(id))
+            && operation.status.state == OperationState::Open
+        {
+            all.insert(operation.spec.target.clone());
+        }
+        if [Role::NAME, Binding::NAME].contains(&object.kind.as_str()) {
+            all.insert(super::queue::errand("policies"));
+        }
+        if object.kind == Image::NAME {
+            all.insert(super::queue::errand("artifacts"));
+        }
         if [Network::NAME, Subnet::NAME, Port::NAME, SecurityGroup::NAME].contains(&object.kind.as_str()) {
             all.extend(self.fabrics.iter().map(|f| f.object()));
         }

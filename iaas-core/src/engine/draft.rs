@@ -272,6 +272,12 @@ impl<'s> Draft<'s> {
         self.writes.insert(key, Some(value));
     }
 
+    /// Writes a value that is not a record, if there is none under its key.
+    pub fn put_new(&mut self, key: Bytes, value: Bytes) {
+        self.checks.insert(key.clone(), Rev(0));
+        self.put_raw(key, value);
+    }
+
     /// Deletes a value that is not a record.
     pub fn delete_raw(&mut self, key: Bytes) {
         self.writes.insert(key, None);

@@ -9,15 +9,18 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::audit;
 use super::codec;
 use super::commit::Committer;
 use super::outbox;
+use super::policy::Policies;
 use super::queue::Next;
 use super::queue::Queue;
 use super::queue::errand;
 use super::reconcile::Work;
+use super::sweep;
 use super::sweep::Sweeper;
 use crate::Entity;
 use crate::Error;
@@ -48,8 +51,19 @@ pub struct Driver {
     pub sweeper: Sweeper,
     /// How often and why looks at an object failed.
     pub failures: Mutex<BTreeMap<ObjectRef, (u32, jiff::Timestamp)>>,
+    /// Roles and bindings on their way to the authorizer.
+    pub policies: Arc<Policies>,
     /// Whether everything rests: for tests and for shutting down.
-    pub idle: watch::Sender<bool>,
+    pub rest: watch::Sender<Rest>,
+}
+
+/// What the driver has left to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rest {
+    /// Nothing is under way and nothing waits.
+    pub idle: bool,
+    /// How many wake-ups it has taken.
+    pub taken: u64,
 }
 
 /// The sequenced audit log: its leaves in order, and the tree over them.
@@ -84,6 +98,7 @@ impl Driver {
         let mut halts = self.work.committer.halts();
         let mut queue = Queue::default();
         let mut looks: JoinSet<(ObjectRef, Next)> = JoinSet::new();
+        let mut taken = 0;
         self.want_all(&mut queue);
         loop {
             let now = clock.monotonic();
@@ -96,8 +111,8 @@ impl Driver {
                     (object, next)
                 });
             }
-            self.idle
-                .send_if_modified(|idle| std::mem::replace(idle, queue.is_idle(now)) != queue.is_idle(now));
+            let rest = Rest { idle: queue.is_idle(), taken };
+            self.rest.send_if_modified(|old| std::mem::replace(old, rest) != rest);
             let due = queue.next_due().filter(|_| queue.running() < MOST_LOOKS);
             let timer = async {
                 match due {
@@ -108,8 +123,10 @@ impl Driver {
             tokio::select! {
                 wake = wakes.recv() => match wake {
                     Some(object) => {
+                        taken += 1;
                         queue.want(object, clock.monotonic());
                         while let Ok(object) = wakes.try_recv() {
+                            taken += 1;
                             queue.want(object, clock.monotonic());
                         }
                     }
@@ -136,17 +153,19 @@ impl Driver {
             s.instances.keys().for_each(|id| queue.want(id.object(), now));
         });
         self.work.sites.fabrics.keys().for_each(|id| queue.want(id.object(), now));
-        for name in ["outbox", "audit", "counters", "sweep"] {
+        for name in ["outbox", "audit", "counters", "artifacts", "sweep"] {
             queue.want(errand(name), now);
         }
     }
 
-    async fn look(&self, object: &ObjectRef) -> Next {
+    async fn look(self: &Arc<Self>, object: &ObjectRef) -> Next {
         let result = match object.kind.as_str() {
             "outbox" => outbox::deliver(&self.work.committer, &self.meter, &self.work.caller).await,
             "audit" => self.sequence().await,
             "counters" => self.counters().await,
             "sweep" => self.sweeper.look(&self.work).await,
+            "artifacts" => sweep::evict_artifacts(&self.work).await,
+            "policies" => self.policies.load().await.map(|()| Next::Rest),
             _ => self.work.look(object).await,
         };
         match result {
@@ -156,6 +175,10 @@ impl Driver {
                     self.report(object, None).await;
                 }
                 next
+            }
+            Err(error) if error.kind() == ErrorKind::Fenced => {
+                self.work.committer.halt(error);
+                Next::Rest
             }
             // Somebody changed the record meanwhile: look at it as it is now.
             Err(error) if error.kind() == ErrorKind::Conflict && self.first_conflict(object) => {
@@ -206,14 +229,25 @@ impl Driver {
 
     async fn counters(&self) -> Result<Next> {
         outbox::read_counters(&self.work.committer, &self.work.sites, &self.meter, &self.work.caller).await?;
-        Ok(Next::After(COUNTERS_EVERY))
+        Ok(Next::Check(COUNTERS_EVERY))
     }
 
     /// Gives audit leaves their places, and copies them to the sink.
     ///
+    /// A caller that drops the future loses only the answer.
+    ///
     /// # Errors
     /// Those of the store and of the sink.
-    pub async fn sequence(&self) -> Result<Next> {
+    pub async fn sequence(self: &Arc<Self>) -> Result<Next> {
+        let this = Arc::clone(self);
+        let task = async move { this.sequence_all().await };
+        match tokio::spawn(task.in_current_span()).await {
+            Ok(done) => done,
+            Err(error) => Err(Error::internal("the audit log could not be sequenced").because(&error)),
+        }
+    }
+
+    async fn sequence_all(&self) -> Result<Next> {
         let committer: &Arc<Committer> = &self.work.committer;
         let mut log = self.log.lock().await;
         loop {
@@ -223,7 +257,7 @@ impl Driver {
             }
             let next = log.leaves.len() as u64;
             let (leaves, checks, writes) = audit::sequence(waiting, next);
-            committer.store().commit(committer.lead(), checks, writes).await?;
+            committer.commit_raw(checks, writes).await?;
             log.extend(leaves);
         }
         if let Some(sink) = &self.audit {
@@ -234,10 +268,21 @@ impl Driver {
     }
 }
 
-/// Wakes the objects of the model that a provider says have changed.
-pub async fn listen(work: Work, mut feed: crate::spi::Feed<ObjectRef>) {
-    while let Some(Ok(object)) = feed.next().await {
-        work.committer.wake(modelled(&object));
+/// Wakes the objects of the model of which the provider with that index says that they have changed.
+///
+/// A feed that ends is opened again: the provider may have been restarted. Without one the driver looks by itself.
+pub async fn listen(work: Work, index: usize) {
+    let cx = work.caller.own();
+    while let Some(provider) = work.sites.providers().get(index) {
+        match provider.changes(&cx).await {
+            Ok(mut feed) => {
+                while let Some(Ok(object)) = feed.next().await {
+                    work.committer.wake(modelled(&object));
+                }
+            }
+            Err(error) => tracing::debug!(%error, "no feed of changes"),
+        }
+        work.committer.clock().sleep(FEED_AGAIN).await;
     }
 }
 
@@ -260,6 +305,8 @@ fn backoff(attempts: u32, chance: u128) -> Duration {
 
 /// Ended operations are kept this long.
 pub const KEEP_OPERATIONS: Duration = Duration::from_secs(24 * 3600);
+/// How long after the end of a feed it is opened again.
+const FEED_AGAIN: Duration = Duration::from_secs(5);
 /// The most looks at once.
 const MOST_LOOKS: usize = 64;
 /// How often counters are read.

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::RwLock;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -22,18 +20,19 @@ use super::draft::Draft;
 use super::draft::Plan;
 use super::driver::AuditTree;
 use super::driver::Driver;
+use super::driver::Rest;
 use super::driver::listen;
 use super::intent::Intent;
-use super::policy;
+use super::policy::Policies;
 use super::reconcile::Work;
 use super::sites::Blobs;
 use super::sites::Caller;
 use super::sites::Sites;
-use super::state::State;
 use super::sweep::Sweeper;
 use crate::Clock;
 use crate::Digest;
 use crate::Error;
+use crate::ErrorKind;
 use crate::Id;
 use crate::ObjectRef;
 use crate::Result;
@@ -41,9 +40,11 @@ use crate::Rev;
 use crate::model::Operation;
 use crate::security::Action;
 use crate::security::Entities;
+use crate::security::Gate;
 use crate::security::Permit;
 use crate::spi::audit::AuditSink;
 use crate::spi::authorizer::Authorizer;
+use crate::spi::authorizer::Principal;
 use crate::spi::meter::MeterSink;
 use crate::spi::placement::Placement;
 use crate::spi::state_store::StateStore;
@@ -99,27 +100,9 @@ pub struct Engine {
     committer: Arc<Committer>,
     record: CloudRecord,
     driver: Arc<Driver>,
-    authorizer: Arc<dyn Authorizer>,
-    known: Arc<Known>,
+    gate: Gate,
     meter: Arc<dyn MeterSink>,
     _tasks: JoinSet<()>,
-}
-
-/// What the gate sees of the state.
-#[derive(Debug)]
-struct Known {
-    state: Arc<RwLock<State>>,
-    policy: AtomicU64,
-}
-
-impl Entities for Known {
-    fn lineage(&self, object: &ObjectRef) -> Option<(Rev, Vec<ObjectRef>)> {
-        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).lineage(object)
-    }
-
-    fn policy(&self) -> Rev {
-        Rev(self.policy.load(Ordering::Acquire))
-    }
 }
 
 /// The answer kept for a token.
@@ -173,13 +156,16 @@ impl Engine {
             fabrics: sites.fabrics.keys().copied().collect(),
         }));
         committer.commit(&operator, |draft| adopt::seed(draft, &operator, &claimed)).await?;
-        let known = Arc::new(Known { state, policy: AtomicU64::new(0) });
+        let policies = Arc::new(Policies::new(Arc::clone(&authorizer), state));
+        policies.load().await?;
+        let gate = Gate::new(authorizer, Arc::clone(&policies) as Arc<dyn Entities>);
         let work = Work {
             committer: Arc::clone(&committer),
             sites: Arc::new(sites),
             caller,
             blobs,
             targets: Arc::default(),
+            asked: Arc::default(),
         };
         let driver = Arc::new(Driver {
             work,
@@ -187,24 +173,19 @@ impl Engine {
             audit,
             log: Arc::new(tokio::sync::Mutex::new(AuditTree::of(leaves))),
             sweeper: Sweeper::default(),
+            policies,
             failures: std::sync::Mutex::new(BTreeMap::new()),
-            idle: watch::Sender::new(false),
+            rest: watch::Sender::new(Rest::default()),
         });
-        let mut engine = Self { committer, record, driver, authorizer, known, meter, _tasks: JoinSet::new() };
-        engine.load_policies().await?;
-        engine.start(wakes, lease).await;
+        let mut engine = Self { committer, record, driver, gate, meter, _tasks: JoinSet::new() };
+        engine.start(wakes, lease);
         Ok(engine)
     }
 
-    async fn start(&mut self, wakes: mpsc::UnboundedReceiver<ObjectRef>, lease: Duration) {
+    fn start(&mut self, wakes: mpsc::UnboundedReceiver<ObjectRef>, lease: Duration) {
         let tasks = &mut self._tasks;
-        let cx = self.driver.work.caller.own();
-        for provider in self.driver.work.sites.providers() {
-            // Feeds only wake; without one the driver looks by itself.
-            match provider.changes(&cx).await {
-                Ok(feed) => drop(tasks.spawn(listen(self.driver.work.clone(), feed))),
-                Err(error) => tracing::debug!(%error, "no feed of changes"),
-            }
+        for index in 0..self.driver.work.sites.providers().len() {
+            drop(tasks.spawn(listen(self.driver.work.clone(), index)));
         }
         drop(tasks.spawn(renew(Arc::clone(&self.committer), lease / 3)));
         drop(tasks.spawn(Arc::clone(&self.driver).run(wakes)));
@@ -215,9 +196,9 @@ impl Engine {
         &self.record
     }
 
-    /// What the gate needs to know.
-    pub fn entities(&self) -> Arc<dyn Entities> {
-        Arc::clone(&self.known) as Arc<dyn Entities>
+    /// Decides who may do what with this cloud's objects.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Reads and commits.
@@ -253,21 +234,69 @@ impl Engine {
     /// Those of the action; `Conflict` if the token was used for another request, if the version is another, or if an
     /// object of the decision changed since; `Fenced` if another leader exists.
     pub async fn run<A: Intent>(&self, permit: Permit<A>, options: Options) -> Result<Running<A::Out>> {
+        let mut permit = permit;
         let request = codec::encode(permit.request())?;
-        let token = options.token.as_deref().map(|token| codec::token_key(&permit.who().name, token));
-        if let Some(key) = &token
-            && let Some(entry) = self.committer.store().get(key).await?
+        if let Some(token) = &options.token
+            && let Some(answer) = self.answered(permit.who(), token, permit.request()).await?
         {
-            return replay::<A>(&entry.value, &request);
+            return Ok(answer);
         }
-        let draw = |draft: &mut Draft<'_>| {
-            check_version(draft, &permit, options.if_version)?;
-            self.draw(draft, &permit, &request, token.clone())
-        };
-        let done = self.committer.commit(&permit.who().name, draw).await?;
-        let (operation, out) = done.out;
-        self.load_policies().await?;
-        Ok(Running { operation, out })
+        let token = options.token.as_deref().map(|token| codec::token_key(&permit.who().name, token));
+        loop {
+            let draw = |draft: &mut Draft<'_>| {
+                // Roles or bindings changed since the decision: it is not made by what holds now.
+                if draft.state().policy_rev > permit.policy() {
+                    return Ok(None);
+                }
+                check_version(draft, &permit, options.if_version)?;
+                self.draw(draft, &permit, &request, token.clone()).map(Some)
+            };
+            let done = match self.committer.commit(&permit.who().name, draw).await {
+                Ok(done) => done,
+                Err(error) => return self.raced(error, &permit, &options).await,
+            };
+            if let Some((operation, out)) = done.out {
+                if let Err(error) = self.driver.policies.load().await {
+                    // The change stands; the driver goes on trying.
+                    tracing::warn!(%error, "the new policies could not be loaded yet");
+                }
+                return Ok(Running { operation, out });
+            }
+            self.driver.policies.load().await?;
+            permit = self.gate.renew(permit).await?;
+        }
+    }
+
+    /// The answer to an equal request of the same principal with the same token, if there was one.
+    ///
+    /// # Errors
+    /// `Conflict` if the token was used for another request; those of the store.
+    pub async fn answered<A: Action>(
+        &self,
+        who: &Principal,
+        token: &str,
+        request: &A,
+    ) -> Result<Option<Running<A::Out>>> {
+        match self.committer.store().get(&codec::token_key(&who.name, token)).await? {
+            Some(entry) => replay::<A>(&entry.value, &codec::encode(request)?).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Two equal requests with one token at the same time: the second gets the answer of the first.
+    async fn raced<A: Intent>(
+        &self,
+        error: Error,
+        permit: &Permit<A>,
+        options: &Options,
+    ) -> Result<Running<A::Out>> {
+        let same_moment = [ErrorKind::Conflict, ErrorKind::AlreadyExists].contains(&error.kind());
+        if let Some(token) = options.token.as_ref().filter(|_| same_moment)
+            && let Some(answer) = self.answered(permit.who(), token, permit.request()).await?
+        {
+            return Ok(answer);
+        }
+        Err(error)
     }
 
     fn draw<A: Intent>(
@@ -290,23 +319,9 @@ impl Engine {
         if let Some(key) = token {
             let answered =
                 Answered { request: fingerprint::<A>(request), operation, out: codec::encode(&meant.out)? };
-            draft.put_raw(key, codec::encode(&answered)?);
+            draft.put_new(key, codec::encode(&answered)?);
         }
         Ok((operation, meant.out))
-    }
-
-    /// Brings roles and bindings to the authorizer, if they changed.
-    async fn load_policies(&self) -> Result<()> {
-        let (newest, update) = {
-            let newest = self.committer.read(|s| s.policy_rev);
-            if newest == self.known.policy() {
-                return Ok(());
-            }
-            (newest, self.committer.read(policy::policies))
-        };
-        policy::load(&self.authorizer, &update).await?;
-        self.known.policy.fetch_max(newest.0, Ordering::Release);
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
@@ -57,7 +58,6 @@ impl Sweeper {
                 .await?;
             self.sweep(work, &site("plug"), &*host.plugs, |s, id| s.attachments.contains_key(&id.cast()))
                 .await?;
-            self.sweep(work, &site("artifact"), &*host.artifacts, |s, id| wanted(s).contains(&id)).await?;
             for (pool, access) in &host.access {
                 let site = site(&format!("access/{pool}"));
                 self.sweep(work, &site, &**access, |s, id| s.attachments.contains_key(&id.cast())).await?;
@@ -67,7 +67,7 @@ impl Sweeper {
             self.sweep(work, &format!("{id}"), &**pool, |s, id| s.volumes.contains_key(&id.cast())).await?;
         }
         forget_operations(&work.committer).await?;
-        Ok(Next::After(EVERY))
+        Ok(Next::Check(EVERY))
     }
 
     async fn sweep<K: Kind, P: Converge<K> + ?Sized>(
@@ -116,6 +116,27 @@ impl Sweeper {
     }
 }
 
+/// Removes kernels and initrds that no image names any more from the hosts: what is brought on demand goes so too.
+///
+/// # Errors
+/// Those of the providers.
+pub async fn evict_artifacts(work: &Work) -> Result<Next> {
+    for host in work.sites.hosts.values() {
+        let mut after = None;
+        loop {
+            let page = host.artifacts.inventory(&work.caller.own(), after, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            let wanted = work.committer.read(wanted);
+            let ours = page.iter().filter(|f| f.tag.incarnation == work.caller.incarnation);
+            for found in ours.filter(|f| !wanted.contains(&f.id)) {
+                host.artifacts.remove(&work.caller.own(), found.id, found.tag.rev).await?;
+            }
+        }
+    }
+    Ok(Next::Rest)
+}
+
 /// The artifacts that images name.
 fn wanted(state: &State) -> BTreeSet<Id<crate::spi::artifact::Artifact>> {
     let digests = state.images.values().flat_map(|image| {
@@ -126,7 +147,7 @@ fn wanted(state: &State) -> BTreeSet<Id<crate::spi::artifact::Artifact>> {
 }
 
 /// Forgets operations that ended long ago, or whose owner is gone.
-async fn forget_operations(committer: &Committer) -> Result<()> {
+async fn forget_operations(committer: &Arc<Committer>) -> Result<()> {
     let now = committer.clock().now();
     let old = |o: &&std::sync::Arc<Record<Operation>>| {
         let aged = o.status.ended.is_some_and(|ended| {

@@ -1,6 +1,7 @@
 //! The gate: asks the authorizer, and tells a stranger nothing.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Action;
@@ -52,15 +53,11 @@ impl Gate {
         let policy = self.entities.policy();
         let mut basis = Vec::new();
         let mut parents = BTreeMap::new();
-        let mut absent = None;
+        // An absent object is answered only below, on the same path as an unreadable one.
         for (_, object) in &wanted {
-            match self.entities.lineage(object) {
-                Some((rev, line)) => {
-                    basis.push((object.clone(), rev));
-                    parents.insert(object.clone(), line);
-                }
-                // Answered only below, so that an absent object takes the same path as an unreadable one.
-                None => absent = absent.or_else(|| Some(object.clone())),
+            if let Some((rev, line)) = self.entities.lineage(object) {
+                basis.push((object.clone(), rev));
+                parents.insert(object.clone(), line);
             }
         }
         let mut queries: Vec<_> = wanted.iter().filter(|(_, o)| parents.contains_key(o)).cloned().collect();
@@ -80,13 +77,16 @@ impl Gate {
             )));
         }
         let (acts, reads) = decisions.split_at(asked);
-        for ((_, object), read) in ask.queries.iter().zip(reads) {
-            if !read.allowed {
-                return Err(not_found(object));
-            }
-        }
-        if let Some(object) = absent {
-            return Err(not_found(&object));
+        let readable: BTreeSet<&ObjectRef> = ask
+            .queries
+            .iter()
+            .zip(reads)
+            .filter(|(_, read)| read.allowed)
+            .map(|((_, object), _)| object)
+            .collect();
+        // In the order of the request, whether absent or unreadable: else the order would tell which of the two.
+        if let Some((_, object)) = wanted.iter().find(|(_, object)| !readable.contains(object)) {
+            return Err(not_found(object));
         }
         for ((action, object), act) in ask.queries.iter().zip(acts) {
             if !act.allowed {
@@ -97,6 +97,15 @@ impl Gate {
             }
         }
         Ok(Permit::new(request, Arc::clone(who), basis, policy))
+    }
+
+    /// Decides once more on what `permit` allows, by the policies that hold now.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub async fn renew<A: Action>(&self, permit: Permit<A>) -> Result<Permit<A>> {
+        let (who, request) = permit.into_parts();
+        self.check(&who, request).await
     }
 }
 

@@ -24,6 +24,10 @@ impl<A: Action> Permit<A> {
         Self { request, who, basis, policy }
     }
 
+    pub(super) fn into_parts(self) -> (Arc<Principal>, A) {
+        (self.who, self.request)
+    }
+
     /// What was allowed.
     pub fn request(&self) -> &A {
         &self.request

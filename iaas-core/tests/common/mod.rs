@@ -2,6 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses its own part")]
 
+pub mod faulty_store;
+pub mod judge;
+pub mod virtual_clock;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +21,7 @@ use iaas_core::cloud::Session;
 use iaas_core::engine::sites::Blobs;
 use iaas_core::model::*;
 use iaas_core::security::actions::Nic;
+use iaas_core::spi::host::HostProviders;
 use iaas_core::spi::state_store::StateStore;
 use iaas_core::store::MemoryStore;
 use iaas_core::testing::fake;
@@ -33,6 +38,8 @@ pub struct Rig {
     pub host: Id<Host>,
     pub store: Arc<dyn StateStore>,
     pub blobs: Arc<MemoryBlobs>,
+    /// Puts something around the host's providers.
+    pub around: fn(&World, HostProviders) -> HostProviders,
 }
 
 impl Rig {
@@ -45,7 +52,7 @@ impl Rig {
         let site = fake::Site::new(&world);
         let host = site.host().id;
         let store = Arc::new(MemoryStore::with_clock(Arc::clone(&clock)));
-        Self { clock, world, site, host, store, blobs: Arc::default() }
+        Self { clock, world, site, host, store, blobs: Arc::default(), around: |_, host| host }
     }
 
     /// Opens the cloud, as after a restart.
@@ -55,7 +62,7 @@ impl Rig {
             .clock(Arc::clone(&self.clock))
             .pool(self.site.pool, self.site.volumes())
             .fabric(self.site.fabric, self.site.network())
-            .host(self.site.reopen(self.host))
+            .host((self.around)(&self.world, self.site.reopen(self.host)))
             .authorizer(Arc::new(FakeAuthorizer::new()))
             .meter(Arc::new(FakeMeter::open(&self.world)))
             .blobs(Arc::clone(&self.blobs) as Arc<dyn Blobs>)

@@ -8,6 +8,9 @@ use super::SELF;
 use super::SOON;
 use super::Work;
 use super::pace;
+use uuid::Uuid;
+
+use crate::Entity;
 use crate::Error;
 use crate::Id;
 use crate::ObjectRef;
@@ -92,7 +95,13 @@ async fn open(
     })?;
     let mode = if read_only { Mode::Read } else { Mode::Write };
     let spec = AccessSpec { pool, volume: volume.cast(), term: view.record.bind.term, mode };
-    let seen = access.ensure(cx, view.record.meta.id.cast(), view.record.meta.effect, &spec).await?;
+    let (id, effect) = (view.record.meta.id, view.record.meta.effect);
+    let observed = access.observe(cx, id.cast()).await?;
+    let must = work.must_ensure(id.uuid(), effect, observed.as_ref());
+    let seen = match observed.filter(|_| !must) {
+        Some(seen) => seen,
+        None => access.ensure(cx, id.cast(), effect, &spec).await?,
+    };
     if let (Phase::Settled, Some(target)) = (&seen.phase, &seen.is.target) {
         work.remember(view.record.meta.id, target.clone());
     }
@@ -104,9 +113,16 @@ async fn plug_in(work: &Work, cx: &Ctx, host: &HostProviders, view: &View, port:
         return Ok(Next::Rest);
     };
     let spec = PlugSpec { port, term: view.record.bind.term, queues: 1 };
-    let seen = host.plugs.ensure(cx, view.record.meta.id.cast(), view.record.meta.effect, &spec).await?;
+    let (id, effect) = (view.record.meta.id, view.record.meta.effect);
+    let observed = host.plugs.observe(cx, id.cast()).await?;
+    let must = work.must_ensure(id.uuid(), effect, observed.as_ref());
+    let seen = match observed.filter(|_| !must) {
+        Some(seen) => seen,
+        None => host.plugs.ensure(cx, id.cast(), effect, &spec).await?,
+    };
     // A port that the program does not know yet would drop the guest's first frames.
     if seen.is.program < port_effect {
+        work.forget_asking(host.fabric.uuid());
         work.committer.wake(host.fabric.object());
         return Ok(Next::After(2 * SOON));
     }
@@ -150,38 +166,37 @@ async fn note(work: &Work, view: &View) -> Result<()> {
 async fn leave(work: &Work, cx: &Ctx, host: &HostProviders, view: &View) -> Result<Next> {
     let record = &view.record;
     let id = record.meta.id;
-    let mut readings = Vec::new();
     let left = match record.spec.what {
         Attached::Volume { volume, .. } => {
             let pool = work.committer.read(|s| s.get(volume).and_then(|v| v.bind.pool));
             match pool.and_then(|pool| host.access.get(&pool)) {
                 Some(access) => {
-                    access.remove(cx, id.cast(), record.meta.effect).await?;
-                    access.observe(cx, id.cast()).await?.is_some()
+                    let seen = access.observe(cx, id.cast()).await?;
+                    if seen.as_ref().is_some_and(|seen| work.must_remove(id.uuid(), seen)) {
+                        let asked = access.remove(cx, id.cast(), record.meta.effect).await;
+                        asked.inspect_err(|_| work.forget_asking(id.uuid()))?;
+                    }
+                    seen.is_some()
                 }
                 None => false,
             }
         }
         Attached::Port(port) => {
-            // The last reading must be safe before the counters go.
-            readings = last_readings(cx, host, &port.object()).await?;
-            if let Some(seen) = host.plugs.observe(cx, id.cast()).await? {
-                readings.extend(seen.final_usage);
+            let seen = host.plugs.observe(cx, id.cast()).await?;
+            if let Some(seen) = seen.as_ref().filter(|seen| work.must_remove(id.uuid(), seen)) {
+                // The last reading must be safe before the counters go.
+                let mut readings = last_reading(cx, host, port).await?;
+                readings.extend(seen.final_usage.iter().cloned());
+                keep_readings(work, record, &readings).await?;
+                let asked = host.plugs.remove(cx, id.cast(), record.meta.effect).await;
+                asked.inspect_err(|_| work.forget_asking(id.uuid()))?;
             }
-            keep_readings(work, record, &readings).await?;
-            host.plugs.remove(cx, id.cast(), record.meta.effect).await?;
-            match host.plugs.observe(cx, id.cast()).await? {
-                Some(seen) => {
-                    keep_readings(work, record, &seen.final_usage).await?;
-                    true
-                }
-                None => false,
-            }
+            seen.is_some()
         }
     };
-    tracing::debug!(attachment = %id, left, readings = readings.len(), effect = %view.instance_effect, "leaving");
+    tracing::debug!(attachment = %id, left, effect = %view.instance_effect, "leaving");
     if left {
-        return Ok(Next::After(2 * SOON));
+        return Ok(Next::After(SOON));
     }
     work.forget(id);
     let draw = |draft: &mut Draft<'_>| {
@@ -198,15 +213,15 @@ async fn leave(work: &Work, cx: &Ctx, host: &HostProviders, view: &View) -> Resu
     work.committer.commit(SELF, draw).await.map(|_| Next::Rest)
 }
 
-/// What the host counted of a port so far.
-async fn last_readings(cx: &Ctx, host: &HostProviders, port: &ObjectRef) -> Result<Vec<Reading>> {
-    let (mut after, mut found) = (None, Vec::new());
-    loop {
-        let page = host.plugs.usage(cx, after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(found) };
-        after = Some(last.of.clone());
-        found.extend(page.into_iter().filter(|reading| reading.of == *port));
-    }
+/// What a port has counted until now.
+async fn last_reading(cx: &Ctx, host: &HostProviders, port: Id<Port>) -> Result<Vec<Reading>> {
+    // Pages come in the order of objects, after the one that is named.
+    let before = ObjectRef {
+        kind: Port::NAME.to_owned(),
+        id: Uuid::from_u128(port.uuid().as_u128().saturating_sub(1)),
+    };
+    let page = host.plugs.usage(cx, Some(before), 1).await?;
+    Ok(page.into_iter().filter(|reading| reading.of == port.object()).collect())
 }
 
 /// Sends the last readings of a port on their way to the meter.
@@ -216,6 +231,3 @@ async fn keep_readings(work: &Work, record: &Record<Attachment>, readings: &[Rea
         |draft: &mut Draft<'_>| readings.iter().try_for_each(|r| draft.meter(&counted(project, r.clone())));
     work.committer.commit(SELF, draw).await.map(|_| ())
 }
-
-/// Readings per page.
-const PAGE: usize = 256;

@@ -13,8 +13,12 @@ use crate::spi::network::NetUpdate;
 pub(super) async fn look(work: &Work, id: Id<Fabric>) -> Result<Next> {
     let Some(fabric) = work.sites.fabrics.get(&id) else { return Ok(Next::Rest) };
     let update = work.committer.read(program);
-    fabric.sync(&work.caller.own(), &update).await?;
-    Ok(Next::After(RESYNC))
+    // The network wakes us for what we do ourselves: a program that it has is sent again only now and then.
+    if let Some(wait) = work.sent_lately(id.uuid(), update.to) {
+        return Ok(Next::Check(wait));
+    }
+    fabric.sync(&work.caller.own(), &update).await.inspect_err(|_| work.forget_asking(id.uuid()))?;
+    Ok(Next::Check(RESYNC))
 }
 
 /// Everything that the network shall do, in the order in which things refer to each other.

@@ -45,8 +45,10 @@ pub(super) async fn look(work: &Work, id: Id<Instance>) -> Result<Next> {
         return leave(work, &cx, host, &view).await;
     }
     let observed = host.hypervisor.observe(&cx, id.cast()).await?;
-    let current = observed.filter(|seen| seen.applied >= view.record.meta.effect && agrees(&view, seen));
-    let seen = match current {
+    // What ended by itself is not broken: nothing to repair until a new boot is wanted.
+    let over = observed.as_ref().is_some_and(|seen| over(&view, seen));
+    let must = !over && work.must_ensure(id.uuid(), view.record.meta.effect, observed.as_ref());
+    let seen = match observed.filter(|_| !must) {
         Some(seen) => seen,
         None => match bring_up(work, &cx, host, &view).await? {
             Some(seen) => seen,
@@ -57,14 +59,11 @@ pub(super) async fn look(work: &Work, id: Id<Instance>) -> Result<Next> {
     follow(work, &view, &seen).await
 }
 
-/// Whether what was seen needs no repair.
-fn agrees(view: &View, seen: &Seen<Vm>) -> bool {
-    match seen.phase {
-        Phase::Settled | Phase::Working { .. } => true,
-        // Ended by itself: nothing to repair until a new boot is wanted.
-        Phase::Broken(_) => matches!(seen.is.life, Life::Ended { boot, .. } if boot == view.boot()),
-        Phase::Blocked(_) | Phase::Leaving => false,
-    }
+/// Whether the boot that is wanted was had, and has ended.
+fn over(view: &View, seen: &Seen<Vm>) -> bool {
+    seen.applied >= view.record.meta.effect
+        && matches!(seen.phase, Phase::Broken(_))
+        && matches!(seen.is.life, Life::Ended { boot, .. } if boot == view.boot())
 }
 
 /// Brings what the VM needs to the host, then the VM. `None`: something else must come first and will wake us.
@@ -227,7 +226,7 @@ async fn follow(work: &Work, view: &View, seen: &Seen<Vm>) -> Result<Next> {
     let Life::Ended { boot, why } = &seen.is.life else { return Ok(pace(&seen.phase)) };
     let again = matches!(why, End::GuestReset | End::Crashed(_));
     if view.record.spec.power != Power::On || *boot != view.boot() || !again {
-        return Ok(Next::After(RESYNC));
+        return Ok(Next::Check(RESYNC));
     }
     let since = seen.is.changed.unwrap_or(seen.at).wall.duration_until(work.committer.clock().now());
     let wait = restart_delay(boot.0).saturating_sub(Duration::try_from(since).unwrap_or_default());
@@ -260,8 +259,12 @@ async fn leave(work: &Work, cx: &Ctx, host: &HostProviders, view: &View) -> Resu
     let Some(seen) = host.hypervisor.observe(cx, id.cast()).await? else { return gone(work, view).await };
     let over = matches!(seen.is.life, Life::Never | Life::Ended { .. });
     if over || matches!(seen.phase, Phase::Leaving) {
-        note_end(work, view, &seen).await?;
-        host.hypervisor.remove(cx, id.cast(), view.record.meta.effect.max(seen.applied)).await?;
+        if work.must_remove(id.uuid(), &seen) {
+            note_end(work, view, &seen).await?;
+            let upto = view.record.meta.effect.max(seen.applied);
+            let asked = host.hypervisor.remove(cx, id.cast(), upto).await;
+            asked.inspect_err(|_| work.forget_asking(id.uuid()))?;
+        }
         return Ok(Next::After(SOON));
     }
     if seen.applied < view.record.meta.effect {
@@ -297,6 +300,7 @@ async fn note_end(work: &Work, view: &View, seen: &Seen<Vm>) -> Result<()> {
 /// The VM is gone; the record follows once its attachments are.
 async fn gone(work: &Work, view: &View) -> Result<Next> {
     let id = view.record.meta.id;
+    work.forget_asking(id.uuid());
     let attached = work.committer.read(|s| s.attachments_of(id).len());
     if attached > 0 && view.record.status.gone {
         return Ok(Next::Rest);

@@ -24,11 +24,14 @@ use crate::ErrorKind;
 use crate::Id;
 use crate::ObjectRef;
 use crate::Result;
+use crate::Rev;
 use crate::engine::draft::Draft;
 use crate::engine::state::Stored;
 use crate::id::Fabric;
 use crate::model::*;
+use crate::spi::Kind;
 use crate::spi::Phase;
+use crate::spi::Seen;
 use crate::spi::target::Target;
 
 /// The name under which the engine changes what it observed.
@@ -47,6 +50,8 @@ pub struct Work {
     pub blobs: Arc<dyn Blobs>,
     /// How to open what is attached, as far as it is known: rebuilt by looking, never stored.
     pub targets: Arc<Mutex<BTreeMap<Uuid, Target>>>,
+    /// When an object was last asked to come, and with which revision.
+    pub asked: Arc<Mutex<BTreeMap<Uuid, (Rev, Duration)>>>,
 }
 
 impl Work {
@@ -86,7 +91,57 @@ impl Work {
         }
     }
 
+    /// Whether `object` is to be ensured at `effect`, after what was seen of it; if so, that is noted.
+    ///
+    /// What is stuck is repaired now and then, not at each look: providers wake us for what we do ourselves.
+    fn must_ensure<K: Kind>(&self, object: Uuid, effect: Rev, seen: Option<&Seen<K>>) -> bool {
+        let now = self.committer.clock().monotonic();
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let must = match seen.filter(|seen| seen.applied >= effect).map(|seen| &seen.phase) {
+            None => true,
+            Some(Phase::Settled | Phase::Working { .. } | Phase::Leaving) => false,
+            Some(Phase::Blocked(_) | Phase::Broken(_)) => asked
+                .get(&object)
+                .is_none_or(|(rev, at)| *rev != effect || now.saturating_sub(*at) >= REPAIR_AGAIN),
+        };
+        if must {
+            asked.insert(object, (effect, now));
+        }
+        must
+    }
+
+    /// Whether `object`, which was seen, is to be told to go; if so, that is noted.
+    fn must_remove<K: Kind>(&self, object: Uuid, seen: &Seen<K>) -> bool {
+        let now = self.committer.clock().monotonic();
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = asked.get(&object).filter(|(rev, _)| *rev == GOING);
+        let lately = told.is_some_and(|(_, at)| now.saturating_sub(*at) < REPAIR_AGAIN);
+        let must = seen.phase != Phase::Leaving && !lately;
+        if must {
+            asked.insert(object, (GOING, now));
+        }
+        must
+    }
+
+    /// How long what was sent at `rev` counts as fresh; `None` if it is to be sent, which is noted.
+    fn sent_lately(&self, object: Uuid, rev: Rev) -> Option<Duration> {
+        let now = self.committer.clock().monotonic();
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = asked.get(&object).filter(|(sent, _)| *sent == rev);
+        let left = sent.and_then(|(_, at)| (*at + RESYNC).checked_sub(now)).filter(|left| !left.is_zero());
+        if left.is_none() {
+            asked.insert(object, (rev, now));
+        }
+        left
+    }
+
+    /// Nothing is to be remembered of an object that is gone.
+    fn forget_asking(&self, object: Uuid) {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&object);
+    }
+
     fn forget(&self, attachment: Id<Attachment>) {
+        self.forget_asking(attachment.uuid());
         self.targets.lock().unwrap_or_else(PoisonError::into_inner).remove(&attachment.uuid());
     }
 
@@ -119,17 +174,17 @@ impl Work {
             }
             None => Ok(()),
         };
-        self.committer.commit(SELF, set).await.map(|_| ())
+        self.committer.commit_quietly(SELF, set).await.map(|_| ())
     }
 }
 
 /// When to look again at what is on its way.
 fn pace(phase: &Phase) -> Next {
     match phase {
-        Phase::Settled => Next::After(RESYNC),
+        Phase::Settled => Next::Check(RESYNC),
         Phase::Working { poll_in, .. } => Next::After((*poll_in).clamp(SOON, RESYNC)),
         Phase::Blocked(_) | Phase::Leaving => Next::After(4 * SOON),
-        Phase::Broken(_) => Next::After(RESYNC),
+        Phase::Broken(_) => Next::Check(RESYNC),
     }
 }
 
@@ -148,5 +203,9 @@ fn same_phase(a: &Phase, b: &Phase) -> bool {
 
 /// How long what is settled rests before it is looked at again unasked.
 const RESYNC: Duration = Duration::from_secs(10);
+/// Stands for the wish that an object be gone.
+const GOING: Rev = Rev(u64::MAX);
+/// The shortest time between two repairs of the same object.
+const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 /// The shortest time between two looks at the same object.
 const SOON: Duration = Duration::from_millis(25);

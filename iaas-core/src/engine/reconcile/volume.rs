@@ -34,8 +34,8 @@ pub(super) async fn look(work: &Work, id: Id<Volume>) -> Result<Next> {
     let op = work.committer.read(|s| s.open_operations(&id.object()).first().map(|o| o.meta.id));
     let cx = work.caller.ctx(op.unwrap_or(Id::from_uuid(id.uuid())));
     let observed = provider.observe(&cx, id.cast()).await?;
-    let current = observed.filter(|seen| seen.applied >= record.meta.effect && seen.phase == Phase::Settled);
-    let seen = match current {
+    let must = work.must_ensure(id.uuid(), record.meta.effect, observed.as_ref());
+    let seen = match observed.filter(|_| !must) {
         Some(seen) => seen,
         None => match provider.ensure(&cx, id.cast(), record.meta.effect, &wanted(&record)?).await {
             Err(error) if hopeless(&error) && record.status.seen.is_none() => {
@@ -113,10 +113,14 @@ async fn leave(
         return Ok(Next::Rest);
     }
     let cx = work.caller.ctx(op);
-    provider.remove(&cx, id.cast(), record.meta.effect).await?;
-    if provider.observe(&cx, id.cast()).await?.is_some() {
-        return Ok(Next::After(2 * SOON));
+    if let Some(seen) = provider.observe(&cx, id.cast()).await? {
+        if work.must_remove(id.uuid(), &seen) {
+            let asked = provider.remove(&cx, id.cast(), record.meta.effect).await;
+            asked.inspect_err(|_| work.forget_asking(id.uuid()))?;
+        }
+        return Ok(Next::After(SOON));
     }
+    work.forget_asking(id.uuid());
     let counted = record.status.seen.is_some();
     let draw = |draft: &mut Draft<'_>| {
         if counted && let Some(project) = record.meta.owner.project() {
