@@ -4,6 +4,8 @@
 //! *same* create (same token) is finished, used and removed. A judge that reads the store and the world by itself says what
 //! is left. Prints `where=fake points=<n> leaks=<m>`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The layers of the crate are arrows in one direction, and no reference crate knows another.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Path;

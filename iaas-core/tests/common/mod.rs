@@ -1,6 +1,11 @@
 //! A cloud on fakes: one host, one pool, one fabric, in a world that outlives every control plane.
 
-#![allow(dead_code, unreachable_pub, reason = "each test uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test uses its own part; a test may unwrap"
+)]
 
 pub mod faulty_store;
 pub mod judge;
