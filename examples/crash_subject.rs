@@ -33,6 +33,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn story(arguments: &Arguments) -> Result<()> {
+    machine::fix_ids(&arguments.state)?;
     let machine = machine::open(&arguments.state).await?;
     let me = machine.cloud.session_as("operator");
     make(&me, arguments).await?;

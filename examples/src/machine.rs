@@ -193,9 +193,10 @@ impl Arguments {
         use lexopt::prelude::Long;
         use lexopt::prelude::ValueExt;
         let target = target_folder();
+        let guest = std::env::var_os("IAAS_GUEST_DIR").map_or_else(|| target.join("guest"), PathBuf::from);
         let mut read = Self {
-            kernel: target.join("guest/vmlinuz"),
-            initrd: target.join("guest/initrd.cpio.gz"),
+            kernel: guest.join("vmlinuz"),
+            initrd: guest.join("initrd.cpio.gz"),
             state: target.join("quickstart"),
             json: false,
             keep: false,
@@ -242,6 +243,21 @@ struct Ids {
     fabric: Id<iaas_core::id::Fabric>,
 }
 
+/// Gives a state folder that is new the ids 1 to 4, so that two runs leave files of the same names.
+///
+/// # Errors
+/// `Unavailable` if the folder cannot be written.
+pub fn fix_ids(state: &Path) -> Result<()> {
+    fn id<K>(number: u128) -> Id<K> {
+        Id::from_uuid(Uuid::from_u128(number))
+    }
+    let state = private_folder(state)?;
+    if state.join("ids.json").exists() {
+        return Ok(());
+    }
+    Ids { cloud: id(1), host: id(2), pool: id(3), fabric: id(4) }.keep(&state).map(|_| ())
+}
+
 impl Ids {
     fn of(state: &Path) -> Result<Self> {
         let file = state.join("ids.json");
@@ -255,11 +271,14 @@ impl Ids {
         fn id<K>() -> Id<K> {
             Id::from_uuid(Uuid::now_v7())
         }
-        let ids = Self { cloud: id(), host: id(), pool: id(), fabric: id() };
-        let text = serde_json::to_vec_pretty(&ids).map_err(|e| Error::internal("ids").because(&e))?;
-        let draft = state.join("ids.json.new");
+        Self { cloud: id(), host: id(), pool: id(), fabric: id() }.keep(state)
+    }
+
+    fn keep(self, state: &Path) -> Result<Self> {
+        let text = serde_json::to_vec_pretty(&self).map_err(|e| Error::internal("ids").because(&e))?;
+        let (draft, file) = (state.join("ids.json.new"), state.join("ids.json"));
         std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, &file)).map_err(io)?;
-        Ok(ids)
+        Ok(self)
     }
 }
 
