@@ -1,6 +1,7 @@
 //! A small program with the habits of a control process, to test the crash machinery on: it journals an intent, makes a file, a
 //! socket and a process that outlives it, and takes all away again. `--leak file|socket|process` makes it forget one when
-//! it is killed; `--leak always` even when it is not; `--leak stuck` makes it fail after a crash.
+//! it is killed; `--leak always` even when it is not; `--leak stuck` makes it fail after a crash. `--chaos` tells the story again
+//! and again for four seconds.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -8,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,17 +20,22 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let value = |flag: &str| args.iter().position(|a| a == flag).and_then(|at| args.get(at + 1)).cloned();
     let state = PathBuf::from(value("--state").ok_or("--state DIR")?);
-    if args.iter().any(|a| a == "--role") {
+    let has = |flag: &str| args.iter().any(|a| a == flag);
+    if has("--iaas-role") {
         return role();
     }
     let leak = value("--leak").unwrap_or_default();
     fs::create_dir_all(&state)?;
     undo(&state)?;
-    if leak == "stuck" && args.iter().any(|a| a == "--settle") {
+    if leak == "stuck" && has("--settle") {
         return Err("will not settle".into());
     }
+    let end = Instant::now() + Duration::from_secs(if has("--chaos") { 4 } else { 0 });
     story(&state, &leak)?;
-    println!("SETTLED");
+    while Instant::now() < end {
+        story(&state, &leak)?;
+    }
+    println!("SETTLED\nOK");
     Ok(())
 }
 
@@ -70,7 +77,7 @@ fn story(state: &Path, leak: &str) -> Result<()> {
 /// Removes whatever of the story exists, the intent last.
 fn undo(state: &Path) -> Result<()> {
     if let Ok(pid) = fs::read_to_string(state.join("role.pid")) {
-        end_role(pid.trim().parse()?, state);
+        end_role(pid.trim().parse()?)?;
         fs::remove_file(state.join("role.pid"))?;
     }
     let _ = fs::remove_file(state.join("socket"));
@@ -84,29 +91,39 @@ fn undo(state: &Path) -> Result<()> {
 /// The role ends by itself unless it hears that it has been written down.
 fn start_role(state: &Path) -> Result<()> {
     let mut role = Command::new(std::env::current_exe()?);
-    role.args(["--role", "--state"]).arg(state).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+    role.args(["--iaas-role", "sample", "--state"])
+        .arg(state)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .process_group(0);
     let mut child = role.spawn()?;
     durable(state, "role.pid", child.id().to_string().as_bytes())?;
-    child.stdin.take().ok_or("no stdin")?.write_all(b"a")?;
+    // A role that is dead already hears nothing.
+    let _ = child.stdin.take().ok_or("no stdin")?.write_all(b"a");
     Ok(())
 }
 
 fn role() -> Result<()> {
     let mut heard = [0];
     if std::io::stdin().read(&mut heard)? == 1 {
-        std::thread::sleep(std::time::Duration::from_secs(1000));
+        std::thread::sleep(Duration::from_secs(1000));
     }
     Ok(())
 }
 
-fn end_role(pid: i32, state: &Path) {
-    let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    if String::from_utf8_lossy(&args).contains(&*state.to_string_lossy()) {
+/// The program that it runs tells whether the number is still the role's: unlike its arguments, which are empty for a moment in
+/// the middle of exec, that holds from its first moment to its last.
+fn end_role(pid: i32) -> Result<()> {
+    let ours = std::env::current_exe()?;
+    let runs = || fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == ours);
+    if runs() {
+        // Someone else may have ended it meanwhile.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        while fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|args| !args.is_empty()) {
+        while runs() {
             std::thread::yield_now();
         }
     }
+    Ok(())
 }
 
 /// Writes a file whole or not at all.

@@ -115,7 +115,11 @@ fn quickstart_options(parser: &mut Parser) -> Result<(quickstart::Options, quick
             Arg::Long("state") => {
                 options.state = Some(command::absolute(&parser.value().context("--state")?)?)
             }
+            Arg::Long("program") => {
+                options.program = Some(command::absolute(&parser.value().context("--program")?)?);
+            }
             Arg::Long("seed") => chaos.seed = number(parser, "--seed")?,
+            Arg::Long("pace") => chaos.pace = number(parser, "--pace")?,
             Arg::Long("kills") => chaos.kills = number(parser, "--kills")?,
             Arg::Long(flag) => {
                 let flag = flag.to_owned();
@@ -193,9 +197,11 @@ cargo xtask VERB
                  --initrd PATH       boot this initramfs in place of ours
   quickstart   the tutorial program: a cloud with two guests, and the proof that nothing is left of it
                  --state DIR         where the cloud is kept (target/quickstart)
+                 --program PATH      another program with the same flags and manners
                  setup's flags; all others are the program's: --json, --keep
   chaos        the same program while its processes are killed
                  --seed S --kills N  which moments and victims (1), how many (10)
+                 --pace MS           the longest pause between two kills (6000)
   test         every test, and the skips counted
   ci           format, lints, documents, licences, then every test; what .ci/run calls
   surface      each method of the provider traits with the test that calls it on a reference

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -27,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) setup: setup::Options,
     /// Where the cloud is kept; the default is below `target/`.
     pub(crate) state: Option<PathBuf>,
+    /// A program to run in place of the tutorial.
+    pub(crate) program: Option<PathBuf>,
     /// Passed on as they stand.
     pub(crate) rest: Vec<String>,
 }
@@ -38,11 +41,13 @@ pub(crate) struct Chaos {
     pub(crate) seed: u64,
     /// How often to kill.
     pub(crate) kills: usize,
+    /// The longest pause between two kills, in milliseconds.
+    pub(crate) pace: u64,
 }
 
 impl Default for Chaos {
     fn default() -> Self {
-        Self { seed: 1, kills: 10 }
+        Self { seed: 1, kills: 10, pace: 6000 }
     }
 }
 
@@ -63,54 +68,56 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     subject.judge(&before)
 }
 
-/// Runs the program again and again while its processes are killed, then lets it finish.
+/// Kills the program's processes at random moments, starting it again each time it ends, then lets it finish.
 pub(crate) fn chaos(options: &Options, chaos: &Chaos) -> Result<()> {
     let subject = Subject::prepare(options)?;
     let before = subject.watch().take_snapshot()?;
     let mut random = Random::new(chaos.seed);
-    let log = subject.state.with_extension("chaos.log");
-    let _ = fs::remove_file(&log);
-    let mut control = subject.start(&options.rest, &log)?;
-    for number in 1..=chaos.kills {
-        std::thread::sleep(Duration::from_millis(random.between(SHORTEST_MS, LONGEST_MS)));
-        if control.try_wait().context("quickstart")?.is_some() {
-            control = subject.start(&options.rest, &log)?;
+    let mut control = subject.start(&options.rest)?;
+    let mut kills = 0;
+    while kills < chaos.kills {
+        std::thread::sleep(Duration::from_millis(random.between(chaos.pace / 10, chaos.pace)));
+        if let Some(status) = control.try_wait().context(PROGRAM)? {
+            // It came to its end between two kills: that end must be a good one.
+            subject.check_end(status)?;
+            control = subject.start(&options.rest)?;
             continue;
         }
         let victims = subject.processes();
         let Some(victim) = random.choose(&victims) else { continue };
         let _ = kill(Pid::from_raw(victim.pid), Signal::SIGKILL);
+        kills += 1;
         line(&format!(
-            "CHAOS seed={} kill={number}/{} {} pid={}",
+            "CHAOS seed={} kill={kills}/{} {} pid={}",
             chaos.seed,
             chaos.kills,
             role(victim),
             victim.pid
         ));
-        if victim.pid == i32::try_from(control.id()).unwrap_or_default() {
-            control.wait().context("quickstart")?;
-            control = subject.start(&options.rest, &log)?;
+        if u32::try_from(victim.pid) == Ok(control.id()) {
+            control.wait().context(PROGRAM)?;
+            control = subject.start(&options.rest)?;
         }
     }
+    subject.check_end(wait(&mut control)?)?;
+    subject.judge(&before)?;
+    line(&format!("CHAOS seed={} kills={kills} OK", chaos.seed));
+    Ok(())
+}
+
+/// Waits for the program within its limit.
+fn wait(control: &mut Child) -> Result<ExitStatus> {
     let end = Instant::now() + RUN_LIMIT;
-    let status = loop {
-        match control.try_wait().context("quickstart")? {
-            Some(status) => break status,
+    loop {
+        match control.try_wait().context(PROGRAM)? {
+            Some(status) => return Ok(status),
             None if Instant::now() > end => {
-                control.kill().context("quickstart")?;
-                break control.wait().context("quickstart")?;
+                control.kill().context(PROGRAM)?;
+                return control.wait().context(PROGRAM);
             }
             None => std::thread::sleep(Duration::from_millis(100)),
         }
-    };
-    let printed = fs::read_to_string(&log).at(&log)?;
-    if !status.success() || printed.lines().next_back() != Some("OK") {
-        return Err(Failure::new(format!("after the kills the program ended with {status} and without OK"))
-            .remedy(format!("read {}", log.display())));
     }
-    subject.judge(&before)?;
-    line(&format!("CHAOS seed={} kills={} OK", chaos.seed, chaos.kills));
-    Ok(())
 }
 
 /// The built program and where it works.
@@ -123,27 +130,18 @@ struct Subject {
 
 impl Subject {
     fn prepare(options: &Options) -> Result<Self> {
-        let guest = setup::all(&options.setup)?;
-        let build = Cmd::new(cargo())
-            .args([
-                "build",
-                "--package",
-                "iaas-examples",
-                "--bin",
-                PROGRAM,
-                "--message-format",
-                "json-render-diagnostics",
-            ])
-            .dir(&root())
-            .limit(BUILD_LIMIT);
-        let messages = step("build quickstart", || build.output())?;
-        let program =
-            executable(&messages, PROGRAM).ok_or_else(|| Failure::new("cargo built no quickstart"))?;
+        let guest = match &options.program {
+            Some(_) => setup::guest(&options.setup)?,
+            None => setup::all(&options.setup)?,
+        };
+        let program = options.program.clone().map_or_else(build, Ok)?;
+        // As `/proc` shows it.
+        let program = fs::canonicalize(&program).at(&program)?;
         let state = options.state.clone().unwrap_or_else(|| root().join("target/quickstart"));
         fs::create_dir_all(state.parent().unwrap_or(Path::new("/"))).at(&state)?;
         // A socket's path has at most 107 bytes, so this is not below the workspace.
-        let runtime = std::env::temp_dir().join(format!("iaas-quickstart-{}", nix::unistd::Uid::effective()));
-        Ok(Self { program: program.into(), guest, state, runtime })
+        let runtime = std::env::temp_dir().join(format!("iaas-{:08x}", digest(&state)));
+        Ok(Self { program, guest, state, runtime })
     }
 
     fn command(&self, rest: &[String]) -> Result<Cmd> {
@@ -160,9 +158,27 @@ impl Subject {
             .env("IAAS_XTASK", judge))
     }
 
-    fn start(&self, rest: &[String], log: &Path) -> Result<std::process::Child> {
-        let file = File::options().create(true).append(true).open(log).at(log)?;
+    fn start(&self, rest: &[String]) -> Result<Child> {
+        let log = self.log();
+        let file = File::create(&log).at(&log)?;
         self.command(rest)?.arg("--chaos").start_into(file)
+    }
+
+    /// What the program printed in its last run.
+    fn log(&self) -> PathBuf {
+        self.state.with_extension("log")
+    }
+
+    /// Fails unless the program ended by itself and well.
+    fn check_end(&self, status: ExitStatus) -> Result<()> {
+        let printed = fs::read_to_string(self.log()).at(&self.log())?;
+        if status.success() && printed.lines().next_back() == Some("OK") {
+            return Ok(());
+        }
+        let tail: Vec<&str> = printed.lines().rev().take(10).collect();
+        let tail: String = tail.iter().rev().map(|l| format!("\n    {l}")).collect();
+        Err(Failure::new(format!("the program ended with {status} and without OK{tail}"))
+            .remedy(format!("read {}", self.log().display())))
     }
 
     fn watch(&self) -> Watch {
@@ -203,6 +219,34 @@ impl Subject {
     }
 }
 
+/// A short name for a state folder: two clouds on one machine keep their sockets apart.
+fn digest(state: &Path) -> u32 {
+    // FNV-1a, 32 bits.
+    state
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Builds the tutorial program and returns its path.
+fn build() -> Result<PathBuf> {
+    let build = Cmd::new(cargo())
+        .args([
+            "build",
+            "--package",
+            "iaas-examples",
+            "--bin",
+            PROGRAM,
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .dir(&root())
+        .limit(BUILD_LIMIT);
+    let messages = step("build quickstart", || build.output())?;
+    executable(&messages, PROGRAM).map(PathBuf::from).ok_or_else(|| Failure::new("cargo built no quickstart"))
+}
+
 /// What a process of the program is: roles carry their name after a marker, control has none.
 fn role(process: &Process) -> &str {
     let marker = process.args.iter().position(|a| a == "--iaas-role");
@@ -213,12 +257,17 @@ const PROGRAM: &str = "quickstart";
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 const RUN_LIMIT: Duration = Duration::from_secs(10 * 60);
 const GRACE: Duration = Duration::from_secs(5);
-const SHORTEST_MS: u64 = 500;
-const LONGEST_MS: u64 = 6000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_state_folders_have_two_short_names() {
+        // The published FNV-1a value of "a".
+        assert_eq!(digest(Path::new("a")), 0xe40c_292c);
+        assert_ne!(digest(Path::new("/a/b")), digest(Path::new("/b/a")));
+    }
 
     #[test]
     fn a_role_is_known_by_its_marker_and_control_by_having_none() {

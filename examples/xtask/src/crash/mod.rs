@@ -164,8 +164,9 @@ struct Campaign {
 
 impl Campaign {
     fn new(mut command: Vec<String>, scratch: PathBuf, options: &Options) -> Result<Self> {
-        let program = std::path::absolute(&command[0]).context(&command[0])?;
-        tracer::check_program(&program)?;
+        tracer::check_program(Path::new(&command[0]))?;
+        // As `/proc` shows it.
+        let program = fs::canonicalize(&command[0]).context(&command[0])?;
         command[0] = program.to_string_lossy().into_owned();
         Ok(Self {
             command,

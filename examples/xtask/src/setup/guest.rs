@@ -1,8 +1,10 @@
 //! The guest's parts: fetched once from the package archive, kept in `target/guest/cache/`, packed when a part has changed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{Options, initrd};
 use crate::command::Cmd;
@@ -26,6 +28,8 @@ pub(super) fn provide(options: &Options) -> Result<Guest> {
     if let (Some(kernel), Some(initrd)) = (&options.kernel, &options.initrd) {
         return Ok(Guest { kernel: kernel.clone(), initrd: initrd.clone() });
     }
+    fs::create_dir_all(&dir).at(&dir)?;
+    let _one_at_a_time = lock(&dir)?;
     make(&dir, options)?;
     Ok(Guest {
         kernel: options.kernel.clone().unwrap_or(own.kernel),
@@ -50,6 +54,13 @@ fn make(dir: &Path, options: &Options) -> Result<()> {
     }
     step("guest: pack kernel and initramfs", || pack(dir, &parts))?;
     fs::write(dir.join("stamp"), stamp).at(dir)
+}
+
+/// Waits for another set-up of the same folder. The lock ends with its holder.
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).append(true).open(&path).at(&path)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).at(&path)
 }
 
 fn complete(dir: &Path) -> bool {
