@@ -71,11 +71,7 @@ fn workspace_tests() -> Result<()> {
 
 fn crash_on_host() -> Result<()> {
     if !crash::has_subject()? {
-        return skips::leave(
-            &skips_dir(),
-            "crash::host",
-            "this workspace has no program iaas-crash-subject yet",
-        );
+        return skips::leave(&skips_dir(), "crash::host", "this workspace has no program iaas-crash-subject");
     }
     crash::run(&crash::Options { place: Some("host".to_owned()), ..crash::Options::default() })
 }

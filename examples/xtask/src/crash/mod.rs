@@ -123,8 +123,7 @@ fn host(options: &Options) -> Result<()> {
 
 /// Builds the project's subject and makes sure that it has a guest to boot.
 fn own_subject() -> Result<Vec<String>> {
-    setup::packages(&setup::Options::default())?;
-    setup::guest(&setup::Options::default())?;
+    let guest = setup::all(&setup::Options::default())?;
     let build = Cmd::new(cargo())
         .args(["build", "--package", "iaas-examples", "--bin", SUBJECT, "--message-format", "json"])
         .dir(&root())
@@ -132,7 +131,10 @@ fn own_subject() -> Result<Vec<String>> {
     let messages = step(&format!("build {SUBJECT}"), || build.output())?;
     let program =
         executable(&messages, SUBJECT).ok_or_else(|| Failure::new(format!("cargo built no {SUBJECT}")))?;
-    Ok(vec![program])
+    // The smallest guest: each kill boots one or two.
+    let initrd = guest.initrd.with_file_name("initrd-tiny.cpio.gz");
+    let paths = ["--kernel".into(), guest.kernel, "--initrd".into(), initrd];
+    Ok([program].into_iter().chain(paths.iter().map(|p| p.to_string_lossy().into_owned())).collect())
 }
 
 /// Whether this workspace has the project's subject.
