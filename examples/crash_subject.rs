@@ -53,7 +53,8 @@ async fn make(me: &Session, arguments: &Arguments) -> Result<()> {
         Err(error) => Err(error),
     };
     match used {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        // What an earlier life removed is not there, and a token does not fit what replaced it.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) => Ok(()),
         other => other,
     }
 }

@@ -50,9 +50,13 @@ pub fn roles() -> Roles {
         .with_port(iaas_net::RingOpener)
 }
 
-/// The first line of `main`.
+/// The first line of `main`. What the SDK tells goes to standard error, as far as `RUST_LOG` asks for it.
 pub fn init() {
     process::init(&roles());
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    }
 }
 
 /// A cloud with what a program needs to know of its machine.
