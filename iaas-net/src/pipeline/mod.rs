@@ -91,6 +91,9 @@ struct Plugged {
     number: Option<u32>,
     /// When the port hears from its router next.
     advert: Duration,
+    /// Whether its guest has sent anything. Before that it may not be up, and its NIC would throw an advertisement away
+    /// that is counted as delivered.
+    spoke: bool,
 }
 
 /// What the stages decided.
@@ -117,13 +120,14 @@ impl Pipeline {
         }
     }
 
-    /// Replaces the program. Flows stay as far as the new program allows them.
+    /// Replaces the program. Flows stay as far as the new program allows them; a port whose router has something else to say
+    /// than before hears it at the next [`tick`](Self::tick).
     pub fn install(&mut self, program: Arc<Program>) {
-        self.program = program;
+        let before = std::mem::replace(&mut self.program, program);
         self.epoch += 1;
         self.here = vec![None; self.program.ports()];
         for n in 0..self.slots.len() {
-            self.bind(n);
+            self.bind(n, &before);
         }
     }
 
@@ -140,9 +144,10 @@ impl Pipeline {
             self.slots.push(None);
         }
         if let Some(slot) = self.slots.get_mut(n) {
-            *slot = Some(Plugged { id, number: None, advert: Duration::ZERO });
+            *slot = Some(Plugged { id, number: None, advert: Duration::ZERO, spoke: false });
         }
-        self.bind(n);
+        let program = self.program.clone();
+        self.bind(n, &program);
         // Slots are as many as ports of one host, far below 2^32.
         Slot(u32::try_from(n).unwrap_or(u32::MAX))
     }
@@ -194,7 +199,7 @@ impl Pipeline {
         }
         for n in 0..self.slots.len() {
             let Some(slot) = self.slots.get(n).copied().flatten() else { continue };
-            let Some(number) = slot.number.filter(|_| slot.advert <= now) else { continue };
+            let Some(number) = slot.number.filter(|_| slot.spoke && slot.advert <= now) else { continue };
             if ra::advertise(&Asker::new(&self.program, number), &mut self.scratch).is_ok() {
                 send(Slot(u32::try_from(n).unwrap_or(u32::MAX)), &self.scratch);
             }
@@ -204,10 +209,10 @@ impl Pipeline {
         }
     }
 
-    /// Lets the port in that slot hear from its router at the next [`tick`](Self::tick): its guest has just come up.
+    /// Lets the port in that slot hear from its router as soon as its guest has sent something: its guest is coming up.
     pub fn greet(&mut self, slot: Slot) {
         if let Some(Some(plugged)) = self.slots.get_mut(slot.0 as usize) {
-            plugged.advert = Duration::ZERO;
+            (plugged.advert, plugged.spoke) = (Duration::ZERO, false);
         }
     }
 
@@ -230,7 +235,7 @@ impl Pipeline {
     }
 
     fn decide(&mut self, now: Duration, frame: &Frame) -> Result<Decision, Reason> {
-        let number = self.number(frame.from).ok_or(Reason::UnknownPort)?;
+        let number = self.heard(frame.from).ok_or(Reason::UnknownPort)?;
         let packet = parse::parse(&frame.bytes, self.agreed)?;
         if let Some(hop) = self.known(now, number, &packet) {
             return Ok(Decision::Forward(hop));
@@ -273,20 +278,37 @@ impl Pipeline {
         self.slots.get(slot.0 as usize).copied().flatten()?.number
     }
 
-    fn advertises(&self, slot: &Plugged) -> bool {
-        slot.number.is_some_and(|n| self.program.subnet(self.program.port_at(n).subnet).v6.is_some())
+    /// The number of the port in that slot, whose guest has just sent something.
+    fn heard(&mut self, slot: Slot) -> Option<u32> {
+        let plugged = self.slots.get_mut(slot.0 as usize)?.as_mut()?;
+        plugged.spoke = true;
+        plugged.number
     }
 
-    /// Ties slot `n` to its port in the current program, and lets its guest hear from the router.
-    fn bind(&mut self, n: usize) {
+    fn advertises(&self, slot: &Plugged) -> bool {
+        slot.spoke
+            && slot.number.is_some_and(|n| self.program.subnet(self.program.port_at(n).subnet).v6.is_some())
+    }
+
+    /// Ties slot `n` to its port in the current program. If its router did not say the same in the program before, its guest
+    /// hears from it.
+    fn bind(&mut self, n: usize, before: &Program) {
         let Some(Some(slot)) = self.slots.get_mut(n) else { return };
-        slot.number = self.program.port(slot.id);
-        slot.advert = Duration::ZERO;
-        let number = slot.number;
+        let number = self.program.port(slot.id);
+        if slot.number.map(|old| says(before, old)) != number.map(|new| says(&self.program, new)) {
+            slot.advert = Duration::ZERO;
+        }
+        slot.number = number;
         if let Some(here) = number.and_then(|number| self.here.get_mut(number as usize)) {
             *here = u32::try_from(n).ok().map(Slot);
         }
     }
+}
+
+/// The advertisement that a port hears, if any.
+fn says(program: &Program, number: u32) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    ra::advertise(&Asker::new(program, number), &mut bytes).ok().map(|()| bytes)
 }
 
 /// A parsed packet that came from a port of the program.

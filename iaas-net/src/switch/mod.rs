@@ -33,6 +33,7 @@ use rustix::event::epoll;
 use self::link::Link;
 use crate::Topology;
 use crate::folder::Folder;
+use crate::folder::StoredProgram;
 use crate::pipeline::Frame;
 use crate::pipeline::Limits;
 use crate::pipeline::Pipeline;
@@ -43,6 +44,8 @@ use crate::pipeline::Verdict;
 #[derive(Debug)]
 pub struct Switch {
     folder: Folder,
+    /// The program in the pipeline, as the folder had it.
+    stored: Option<StoredProgram>,
     pipeline: Pipeline,
     links: BTreeMap<Slot, Link>,
     events: OwnedFd,
@@ -89,6 +92,7 @@ impl Switch {
             .map_err(|e| failed(e.into()))?;
         let mut switch = Self {
             folder: Folder::new(folder),
+            stored: None,
             pipeline: Pipeline::new(limits, agreed, seed),
             links: BTreeMap::new(),
             events,
@@ -129,9 +133,13 @@ impl Switch {
 
     fn reload_program(&mut self) -> Result<()> {
         let Some(stored) = self.folder.program()? else { return Ok(()) };
-        // A revision names one program, but a repair may bring the same one again: that costs a re-validation of flows.
-        let program = Topology::new(stored.objects)?.compile(stored.rev)?;
+        // A repair brings the same one again, and often.
+        if self.stored.as_ref() == Some(&stored) {
+            return Ok(());
+        }
+        let program = Topology::new(stored.objects.clone())?.compile(stored.rev)?;
         self.pipeline.install(Arc::new(program));
+        self.stored = Some(stored);
         Ok(())
     }
 

@@ -18,7 +18,6 @@ use iaas_core::spi::target::Target;
 
 use super::*;
 use crate::folder::StoredPlug;
-use crate::folder::StoredProgram;
 use crate::folder::Totals;
 use crate::port::RingOpener;
 use crate::port::opener::Token;

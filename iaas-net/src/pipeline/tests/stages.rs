@@ -198,13 +198,26 @@ fn ports_hear_from_their_router_unasked_and_again() {
         });
         heard
     };
+    // The NIC of a guest that is not up throws away what is counted as delivered to it.
+    assert_eq!(pipeline.next_deadline(), None);
+    assert_eq!(adverts(&mut pipeline, secs(5)), []);
+    let mut speak = |pipeline: &mut Pipeline, slot| {
+        let _ = send(pipeline, secs(5), slot, vec![0; 60]);
+    };
+    (0..3).for_each(|slot| speak(&mut pipeline, slot));
     assert_eq!(pipeline.next_deadline(), Some(secs(0)));
     assert_eq!(adverts(&mut pipeline, secs(5)), [0, 1, 2]);
     assert_eq!(pipeline.next_deadline(), Some(secs(605)));
     assert_eq!(adverts(&mut pipeline, secs(604)), []);
     pipeline.greet(Slot(1));
+    assert_eq!(adverts(&mut pipeline, secs(604)), []);
+    speak(&mut pipeline, 1);
     assert_eq!(adverts(&mut pipeline, secs(604)), [1]);
     assert_eq!(adverts(&mut pipeline, secs(605)), [0, 2]);
+    // A repair brings the same program again: nobody has anything new to hear.
+    let same = pipeline.program().clone();
+    pipeline.install(same);
+    assert_eq!(adverts(&mut pipeline, secs(606)), []);
 }
 
 #[test]
