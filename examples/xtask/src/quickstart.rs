@@ -62,10 +62,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let program = subject.command(&options.rest)?;
     program.limit(RUN_LIMIT).run_and_leave()?;
     if keep {
-        line("quickstart: the machines live on; `cargo xtask quickstart` adopts them");
-        return Ok(());
+        line("quickstart: the machines live on; the next `cargo xtask quickstart` adopts them");
+    } else {
+        subject.judge(&before)?;
     }
-    subject.judge(&before)
+    line("OK");
+    Ok(())
 }
 
 /// Kills the program's processes at random moments, starting it again each time it ends, then lets it finish.

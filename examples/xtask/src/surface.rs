@@ -168,7 +168,8 @@ impl<'ast> Visit<'ast> for Calls {
 
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
         let here = self.here();
-        if self.counting {
+        // A function of the same name hands the call on, as a saboteur or a wrapper does.
+        if self.counting && call.method != here {
             self.calls.entry((call.method.to_string(), call.args.len())).or_insert(here);
         }
         visit::visit_expr_method_call(self, call);
@@ -225,22 +226,55 @@ fn test_files(root: &Path) -> Result<Vec<TestFile>> {
             }
         }
     }
-    let mut files = Vec::new();
-    for file in rust_files(&root.join(SUITES))? {
-        let suite = suite_of(&root.join(SUITES), &file);
-        if let Some((runner, _)) =
-            tests.iter().find(|(_, text)| names(text, "conformance") && names(text, &suite))
-        {
+    let suites = rust_files(&root.join(SUITES))?
+        .into_iter()
+        // The list of modules names every suite and runs none; saboteurs hand calls on.
+        .filter(|file| {
+            file != &root.join(SUITES).join("mod.rs") && !file.to_string_lossy().contains("sabotage")
+        })
+        .map(|file| {
             let text = fs::read_to_string(&file).at(&file)?;
-            let mut parsed = TestFile::parse(shown(root, &file), text)?;
-            parsed.shown = format!("{runner} runs {}", parsed.shown);
-            files.push(parsed);
-        }
+            Ok(Suite { name: suite_of(&root.join(SUITES), &file), shown: shown(root, &file), text })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut files = Vec::new();
+    for (suite, runner) in run_suites(&suites, &tests) {
+        let mut parsed = TestFile::parse(suite.shown.clone(), suite.text.clone())?;
+        parsed.shown = format!("{runner} runs {}", parsed.shown);
+        files.push(parsed);
     }
     for (shown, text) in tests {
         files.push(TestFile::parse(shown, text)?);
     }
     Ok(files)
+}
+
+/// One file of the conformance suites.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Suite {
+    name: String,
+    shown: String,
+    text: String,
+}
+
+/// The suites that a reference's test names, and those that these name in turn, each with that test.
+fn run_suites<'a>(suites: &'a [Suite], tests: &'a [(String, String)]) -> Vec<(&'a Suite, &'a str)> {
+    let named_by_test = |suite: &Suite| {
+        tests
+            .iter()
+            .find(|(_, text)| names(text, "conformance") && names(text, &suite.name))
+            .map(|(shown, _)| shown.as_str())
+    };
+    let mut run: Vec<(&Suite, &str)> = suites.iter().filter_map(|s| Some((s, named_by_test(s)?))).collect();
+    let mut at = 0;
+    while let Some((from, runner)) = run.get(at).copied() {
+        let next =
+            suites.iter().filter(|s| !run.iter().any(|(known, _)| known == s) && names(&from.text, &s.name));
+        let next: Vec<_> = next.map(|suite| (suite, runner)).collect();
+        run.extend(next);
+        at += 1;
+    }
+    run
 }
 
 /// The suite that a file belongs to: the first name below the suites' folder.
@@ -269,7 +303,9 @@ fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 const SUITES: &str = "iaas-core/src/testing/conformance";
-const REFERENCES: [&str; 11] = [
+const REFERENCES: [&str; 13] = [
+    "iaas-core/tests/state_store.rs",
+    "iaas-core/tests/policy_and_usage.rs",
     "iaas-vmm/tests",
     "iaas-net/tests",
     "iaas-store/tests",
@@ -312,6 +348,7 @@ mod tests {
         assert_eq!(by("use Pool; fn grows() { p.make(); }"), None, "another make");
         assert_eq!(by("use Pools; fn grows() { p.make(1); }"), None, "another trait");
         assert_eq!(by("use Pool; fn grows() { make(1); }"), None, "a free function");
+        assert_eq!(by("use Pool; impl Pool for W { fn make(&self) { self.0.make(1); } }"), None, "handed on");
     }
 
     #[test]
@@ -340,6 +377,27 @@ mod tests {
         assert!(covered(&make, &[file("// surface: Pool::make\nfn f() {}")]).is_some());
         assert_eq!(covered(&make, &[file("// surface: Pool::maker\n")]), None);
         assert_eq!(covered(&make, &[file("// surface: Pool::make because\n")]), None);
+    }
+
+    #[test]
+    fn a_suite_counts_when_a_test_runs_it_or_a_suite_that_uses_it() {
+        let suite = |name: &str, text: &str| Suite {
+            name: name.into(),
+            shown: format!("{name}.rs"),
+            text: text.into(),
+        };
+        let suites = [
+            suite("calls", ""),
+            suite("pool", "use super::calls;"),
+            suite("mod", "mod calls; mod pool; mod other;"),
+            suite("other", ""),
+        ];
+        let run = |text: &str| {
+            let tests = [("t.rs".to_owned(), text.to_owned())];
+            run_suites(&suites, &tests).iter().map(|(s, _)| s.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(run("use conformance::pool;"), ["pool", "calls"]);
+        assert!(run("use elsewhere::pool;").is_empty());
     }
 
     #[test]

@@ -87,7 +87,9 @@ fn a_leak_without_any_crash_is_found_before_the_first_kill() {
 fn a_subject_that_does_not_settle_counts_as_a_leak() {
     let output = crash("stuck", ["--points", "3"]);
     assert!(!output.status.success());
-    assert!(text(&output).contains("did not settle"), "{}", text(&output));
+    let text = text(&output);
+    assert!(text.contains("did not settle"), "{text}");
+    assert!(text.contains("will not settle"), "its own last words are told: {text}");
 }
 
 fn found(leak: &str, thing: &str) {

@@ -94,13 +94,17 @@ fn fake() -> Result<()> {
         .dir(&root())
         .limit(FAKE_LIMIT);
     let printed = step("crash matrix on fakes", || test.output())?;
-    let verdicts: Vec<&str> =
-        printed.lines().filter(|l| l.trim_start().starts_with("where=fake")).map(str::trim).collect();
+    let verdicts = fake_verdicts(&printed);
     verdicts.iter().for_each(|verdict| line(verdict));
     match verdicts.iter().all(|v| v.contains("leaks=0")) && !verdicts.is_empty() {
         true => Ok(()),
         false => Err(Failure::new("the crash matrix on fakes printed no `where=fake points=… leaks=0`")),
     }
+}
+
+/// The matrix's lines. The harness may have put its dots in front of one.
+fn fake_verdicts(printed: &str) -> Vec<&str> {
+    printed.lines().filter_map(|l| Some(l[l.find("where=fake")?..].trim())).collect()
 }
 
 fn host(options: &Options) -> Result<()> {
@@ -280,7 +284,8 @@ impl Campaign {
             .env("IAAS_GUEST_DIR", guest_dir())
             .env("IAAS_RUNTIME_DIR", self.runtime())
             .limit(self.limit)
-            .run_into(file)?;
+            .run_into(file)
+            .map_err(|failure| Failure::new(format!("{}{}", failure.what(), tail(&log))))?;
         self.check_settled(&log)
     }
 
@@ -355,11 +360,15 @@ impl Campaign {
     }
 
     fn failed(&self, what: &str) -> Failure {
-        let log = fs::read_to_string(self.log()).unwrap_or_default();
-        let tail: Vec<&str> = log.lines().rev().take(10).collect();
-        let tail: String = tail.iter().rev().map(|l| format!("\n    {l}")).collect();
-        Failure::new(format!("{what}{tail}"))
+        Failure::new(format!("{what}{}", tail(&self.log())))
     }
+}
+
+/// The last lines of a log, indented below what they explain.
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(10).collect();
+    lines.iter().rev().map(|l| format!("\n    {l}")).collect()
 }
 
 /// `points` numbers from 1 to `total`, both ends among them, as even as they come.
@@ -393,6 +402,14 @@ mod tests {
         assert_eq!(spread(117, 12), [1, 11, 22, 32, 43, 53, 64, 74, 85, 95, 106, 117]);
         assert_eq!(spread(3, 12), [1, 2, 3]);
         assert!(spread(0, 12).is_empty());
+    }
+
+    #[test]
+    fn a_verdict_is_found_behind_the_harness_dots() {
+        assert_eq!(
+            fake_verdicts("running 3 tests\n..where=fake points=9 leaks=0\n.\n"),
+            ["where=fake points=9 leaks=0"]
+        );
     }
 
     #[test]
