@@ -138,8 +138,10 @@ impl Cidr {
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the length is too large or `address` has bits below it.
     pub fn new(address: IpAddr, length: u8) -> Result<Self> {
-        let net = IpNet::new(address, length)
-            .map_err(|_| Error::invalid(format!("`{address}/{length}` is not a CIDR prefix")))?;
+        let net = IpNet::new(address, length).map_err(|_| {
+            Error::invalid(format!("`{address}/{length}` is not a CIDR prefix"))
+                .remedy("use a length of at most 32 for IPv4 and 128 for IPv6")
+        })?;
         if net.network() != address {
             return Err(
                 Error::invalid(format!("`{net}` has host bits")).remedy(format!("write `{}`", net.trunc()))

@@ -81,7 +81,8 @@ impl Cloud {
     /// Those of the store.
     pub async fn close(self) -> Result<()> {
         let committer = Arc::clone(self.engine.committer());
-        committer.halt(crate::Error::unavailable("the cloud was closed").outcome_is(crate::Outcome::NotDone));
+        let closed = crate::Error::unavailable("the cloud was closed").remedy("open it again");
+        committer.halt(closed.outcome_is(crate::Outcome::NotDone));
         committer.store().resign(committer.lead().clone()).await
     }
 

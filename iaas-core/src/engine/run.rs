@@ -47,6 +47,7 @@ use crate::spi::authorizer::Authorizer;
 use crate::spi::authorizer::Principal;
 use crate::spi::meter::MeterSink;
 use crate::spi::placement::Placement;
+use crate::spi::state_store::Lead;
 use crate::spi::state_store::StateStore;
 
 /// How a change is to be made.
@@ -119,6 +120,19 @@ impl Engine {
     /// # Errors
     /// Those of the store and of the providers; nothing was changed on any site before the claim.
     pub async fn open(parts: EngineParts) -> Result<Self> {
+        let (store, clock) = (Arc::clone(&parts.store), Arc::clone(&parts.clock));
+        let mut lead = adopt::take_lead(&store, &clock, parts.lease, crate::Epoch(0)).await?;
+        let opened = Self::open_as(&mut lead, parts).await;
+        if opened.is_err()
+            && let Err(error) = store.resign(lead).await
+        {
+            // It lapses by itself; why the cloud could not be opened is what matters.
+            tracing::warn!(%error, "the lead could not be given back");
+        }
+        opened
+    }
+
+    async fn open_as(lead: &mut Lead, parts: EngineParts) -> Result<Self> {
         let EngineParts {
             id,
             store,
@@ -132,13 +146,12 @@ impl Engine {
             operator,
             lease,
         } = parts;
-        let mut lead = adopt::take_lead(&store, &clock, lease, crate::Epoch(0)).await?;
-        let record = adopt::cloud_record(&store, &clock, &lead, id).await?;
+        let record = adopt::cloud_record(&store, &clock, lead, id).await?;
         let state = adopt::load(&store).await?;
         let floor = adopt::check_newest(&sites, &record, &state).await?;
         if floor >= lead.epoch {
-            store.resign(lead).await?;
-            lead = adopt::take_lead(&store, &clock, lease, floor).await?;
+            store.resign(lead.clone()).await?;
+            *lead = adopt::take_lead(&store, &clock, lease, floor).await?;
         }
         let caller = Caller { cloud: record.id, incarnation: record.incarnation, epoch: lead.epoch };
         let claimed = adopt::claim(&sites, &caller).await?;
@@ -151,7 +164,7 @@ impl Engine {
             placement,
             sites: sites.facts(claimed.installs.clone()),
             state: Arc::clone(&state),
-            lead,
+            lead: lead.clone(),
             wake,
             fabrics: sites.fabrics.keys().copied().collect(),
         }));

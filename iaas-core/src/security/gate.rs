@@ -114,5 +114,7 @@ pub const EVERYONE: &str = "everyone";
 
 /// The one answer for what does not exist and for what may not be seen.
 pub(crate) fn not_found(object: &ObjectRef) -> Error {
-    Error::not_found(format!("there is no such {}", object.kind)).about(object.clone())
+    Error::not_found(format!("there is no such {}", object.kind))
+        .about(object.clone())
+        .remedy("check the id, and whether you may see it")
 }

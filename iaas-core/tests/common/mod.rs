@@ -20,6 +20,7 @@ use iaas_core::Cloud;
 use iaas_core::Id;
 use iaas_core::Result;
 use iaas_core::SystemClock;
+use iaas_core::cloud::CloudBuilder;
 use iaas_core::cloud::MemoryBlobs;
 use iaas_core::cloud::NewInstance;
 use iaas_core::cloud::Session;
@@ -62,6 +63,11 @@ impl Rig {
 
     /// Opens the cloud, as after a restart.
     pub async fn open(&self) -> Result<Cloud> {
+        self.builder().open().await
+    }
+
+    /// All parts, before the opening.
+    pub fn builder(&self) -> CloudBuilder {
         Cloud::builder()
             .store(Arc::clone(&self.store))
             .clock(Arc::clone(&self.clock))
@@ -72,8 +78,6 @@ impl Rig {
             .meter(Arc::new(FakeMeter::open(&self.world)))
             .blobs(Arc::clone(&self.blobs) as Arc<dyn Blobs>)
             .operator("root")
-            .open()
-            .await
     }
 }
 

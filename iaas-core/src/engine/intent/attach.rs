@@ -61,7 +61,9 @@ pub(super) fn join(
         a.spec.instance == instance.meta.id && std::mem::discriminant(&a.spec.what) == kind
     };
     if all.iter().filter(same).count() >= MOST_DEVICES {
-        return Err(Error::invalid(format!("an instance has at most {MOST_DEVICES} of these")));
+        return Err(Error::invalid(format!("an instance has at most {MOST_DEVICES} of these"))
+            .about(instance.meta.id.object())
+            .remedy("detach one first"));
     }
     match what {
         Attached::Port(port) => {

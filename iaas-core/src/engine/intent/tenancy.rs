@@ -96,7 +96,8 @@ impl Creatable for Binding {
         draft.present(spec.role)?;
         draft.depend(spec.role);
         if spec.to.is_empty() || spec.to.len() > 256 {
-            return Err(Error::invalid("a binding needs the name of a principal or `group:NAME`"));
+            return Err(Error::invalid("a binding needs the name of a principal or `group:NAME`")
+                .remedy("give one of 1 to 256 bytes"));
         }
         // The binding lives where it counts: it goes with its owner, and whoever may see the owner may see it.
         let owner = actions::owner_object(request.owner);
