@@ -261,6 +261,8 @@ async fn scan_rev(rig: &dyn Rig) -> Verdict {
         let revs: Vec<_> = found.iter().map(|entry| entry.rev).collect();
         demand!(revs == [seen, seen], "a scan at {seen} shows entries of {revs:?}");
         scans += 1;
+        // On a runtime of one thread the writer has its turn only here.
+        tokio::task::yield_now().await;
     }
     writer.await.map_err(|e| e.to_string())?
 }
