@@ -1,4 +1,4 @@
-//! The contract of [`Authorizer`](crate::spi::authorizer::Authorizer), clause by clause.
+//! The contract of [`Authorizer`], clause by clause.
 
 mod sabotage;
 

@@ -1,4 +1,4 @@
-//! The contract of [`MeterSink`](crate::spi::meter::MeterSink), clause by clause.
+//! The contract of [`MeterSink`], clause by clause.
 
 mod sabotage;
 
