@@ -17,6 +17,7 @@ use iaas_core::spi::Call;
 use iaas_core::spi::Cancel;
 use iaas_core::spi::Converge;
 use iaas_core::spi::Ctx;
+use iaas_core::spi::Provider;
 use iaas_core::spi::block::AccessSpec;
 use iaas_core::spi::block::PoolVolumeSpec;
 use iaas_core::spi::block::Qos;

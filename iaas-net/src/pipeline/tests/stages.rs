@@ -201,7 +201,7 @@ fn ports_hear_from_their_router_unasked_and_again() {
     // The NIC of a guest that is not up throws away what is counted as delivered to it.
     assert_eq!(pipeline.next_deadline(), None);
     assert_eq!(adverts(&mut pipeline, secs(5)), []);
-    let mut speak = |pipeline: &mut Pipeline, slot| {
+    let speak = |pipeline: &mut Pipeline, slot| {
         let _ = send(pipeline, secs(5), slot, vec![0; 60]);
     };
     (0..3).for_each(|slot| speak(&mut pipeline, slot));
