@@ -1,4 +1,5 @@
 //! The five crates from outside: what the README promises to who adds them as dependencies.
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
 use std::path::Path;
 use std::path::PathBuf;
