@@ -2,10 +2,13 @@
 //!
 //! Every provider speaks the same four verbs of [`Converge`] for each kind of object that it makes, and everything that
 //! crosses is a serde value, so a provider may stand in this process or on another host.
+//!
+//! Writing your own? Start from [`base`]: it keeps the clauses that all providers share.
 
 pub mod artifact;
 pub mod audit;
 pub mod authorizer;
+pub mod base;
 pub mod block;
 pub mod contract;
 pub mod dataplane;

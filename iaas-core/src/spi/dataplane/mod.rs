@@ -16,5 +16,6 @@ pub use frame::Offloads;
 pub use opener::BlockOpener;
 pub use opener::Env;
 pub use opener::Grant;
+pub use opener::Key;
 pub use opener::Needs;
 pub use opener::PortOpener;
