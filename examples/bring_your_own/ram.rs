@@ -88,7 +88,7 @@ impl Maker for RamPool {
         let shrinks = old.is_some_and(|old| new.size < old.size);
         if shrinks
             || !(1..=CAPACITY).contains(&new.size)
-            || new.size % 4096 != 0
+            || !new.size.is_multiple_of(4096)
             || new.passport.len() > 16 << 10
         {
             return Err(Error::invalid("this size or passport cannot be kept")

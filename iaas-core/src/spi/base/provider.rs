@@ -46,6 +46,12 @@ use crate::spi::Tag;
 /// The protocols that it speaks.
 const PROTOCOL: (u16, u16) = (1, 1);
 
+/// The things of a maker by id.
+type Things<M> = BTreeMap<Id<<M as Maker>::Kind>, Thing<<M as Maker>::Kind>>;
+
+/// The locks of the things that are being looked at or changed.
+type Busy<M> = BTreeMap<Id<<M as Maker>::Kind>, Arc<tokio::sync::Mutex<()>>>;
+
 /// A [`Maker`] made a provider. Needs a tokio runtime: a change goes on when its caller goes away.
 #[derive(Debug)]
 pub struct Base<M: Maker>(Arc<Inner<M>>);
@@ -55,9 +61,9 @@ struct Inner<M: Maker> {
     maker: Arc<M>,
     shelf: Arc<dyn Shelf>,
     fence: Fence,
-    things: Mutex<BTreeMap<Id<M::Kind>, Thing<M::Kind>>>,
+    things: Mutex<Things<M>>,
     /// One change or look at a time for each id.
-    busy: Mutex<BTreeMap<Id<M::Kind>, Arc<tokio::sync::Mutex<()>>>>,
+    busy: Mutex<Busy<M>>,
     changed: broadcast::Sender<ObjectRef>,
 }
 
@@ -174,7 +180,7 @@ pub(super) fn decoded<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 }
 
 impl<M: Maker> Inner<M> {
-    fn things(&self) -> MutexGuard<'_, BTreeMap<Id<M::Kind>, Thing<M::Kind>>> {
+    fn things(&self) -> MutexGuard<'_, Things<M>> {
         self.things.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
