@@ -1,6 +1,6 @@
 //! A hypervisor: a process supervisor, whose "VM" is a shell that runs a command.
 //!
-//! A folder per VM has `console`, `pid` (its pid and start time) and, on a shelf of its own, what each boot came to. The
+//! A folder per VM has `console`, `pid` (its pid, and a lock that the child holds from birth) and, on a shelf of its own, what each boot came to. The
 //! process holds a lock on its console from before it exists until it has ended: that is how a later supervisor finds it.
 
 use std::collections::BTreeMap;
