@@ -1,4 +1,5 @@
 //! What is wrong is refused with its kind, the thing's name and the remedy, and nothing was changed by it.
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod common;
 

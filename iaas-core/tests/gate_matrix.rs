@@ -2,6 +2,7 @@
 //!
 //! What must be allowed is computed here, from patterns, scopes and a list of questions that was written by hand for each
 //! action. An action without such a list fails the test. Prints `gate: actions=<n> cells=<m>`.
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod common;
 

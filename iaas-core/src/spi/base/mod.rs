@@ -6,10 +6,10 @@
 //!
 //! | you write | and get |
 //! |---|---|
-//! | [`Maker`] | [`Provider`](super::Provider), [`Converge`](super::Converge) |
-//! | [`VmMaker`] for `Vm` | [`Hypervisor`](super::hypervisor::Hypervisor) |
-//! | [`PoolMaker`] for `PoolVolume` | [`VolumePool`](super::block::VolumePool) |
-//! | [`Maker`] for `Access` | [`VolumeAccess`](super::block::VolumeAccess) |
+//! | [`Maker`] | [`Provider`](super::Provider), [`Converge`] |
+//! | [`VmMaker`] for `Vm` | [`Hypervisor`] |
+//! | [`PoolMaker`] for `PoolVolume` | [`VolumePool`] |
+//! | [`Maker`] for `Access` | [`VolumeAccess`] |
 //! | [`SyncDisk`] | [`BlockDevice`](super::dataplane::BlockDevice), by [`AtOnce`] |
 //!
 //! `examples/bring_your_own.rs` has one of each.
