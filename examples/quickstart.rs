@@ -27,6 +27,7 @@ use iaas_examples::machine::Machine;
 use iaas_examples::memory::Memory;
 use iaas_examples::report::Report;
 use iaas_examples::supervise;
+use iaas_examples::supervise::Process;
 use iaas_examples::trials;
 use iaas_examples::trials::BOOT;
 use iaas_examples::trials::PERIOD;
@@ -68,6 +69,8 @@ async fn control(arguments: &Arguments) -> Result<ExitCode> {
 async fn story(machine: &Machine, me: &Session, page: &Path, arguments: &Arguments) -> Result<()> {
     let mut report = Report::new(arguments.json);
     let Some(mut memory) = Memory::read(page)? else {
+        // Without it every instance would wait for somebody to install it.
+        iaas_vmm::qemu::find()?;
         report.step("machine", &machine.why);
         build(me, arguments, &mut report).await?.write(page)?;
         report.step("kill -9", "the control process kills itself; the guests go on");
@@ -78,6 +81,7 @@ async fn story(machine: &Machine, me: &Session, page: &Path, arguments: &Argumen
     if arguments.keep {
         report.step("keep", "both guests go on running; the next start adopts them");
         memory.killed_at = None;
+        memory.control = Process::me().map_err(machine::io)?;
         return memory.write(page);
     }
     let web = replace_web(me, &memory, &mut report).await?;
@@ -190,6 +194,7 @@ async fn build(me: &Session, arguments: &Arguments, report: &mut Report) -> Resu
         book,
         nonce,
         boot_ids,
+        control: Process::me().map_err(machine::io)?,
         quiet,
         killed_at,
     })

@@ -21,6 +21,7 @@ use iaas_core::cloud::FolderBlobs;
 use iaas_core::cloud::Session;
 use iaas_core::model::*;
 use iaas_core::process;
+use iaas_core::process::Launcher;
 use iaas_core::process::Roles;
 use iaas_core::security::rbac::Rbac;
 use iaas_core::spi::dataplane::Offloads;
@@ -75,8 +76,19 @@ pub struct Machine {
 /// # Errors
 /// Those of the parts; `Conflict` if another process has the cloud open.
 pub async fn open(state: &Path) -> Result<Machine> {
+    open_as(state, None).await
+}
+
+/// As [`open`]; the roles are started from `binary`, whose `main` begins with [`init`], instead of from this one.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_as(state: &Path, binary: Option<PathBuf>) -> Result<Machine> {
     let state = private_folder(state)?;
-    let runtime = private_folder(&runtime_folder(&state))?;
+    let runtime = std::path::absolute(runtime_folder(&state)).map_err(io)?;
+    // Before it is made: one whose path leaves no room for a socket's name is of no use.
+    Launcher::new(&state, &runtime, None).folder("runner", Uuid::nil())?;
+    let runtime = private_folder(&runtime)?;
     let store = Arc::new(RedbStore::open(state.join("store").join("cloud.redb"))?);
     let ids = Ids::of(&state)?;
     let host_state = private_folder(&state.join("host"))?;
@@ -86,7 +98,7 @@ pub async fn open(state: &Path) -> Result<Machine> {
         cloud: ids.cloud,
         host: ids.host,
         roles: roles(),
-        role_binary: None,
+        role_binary: binary.clone(),
         qemu: None,
         accel: None,
     })?;
@@ -99,7 +111,7 @@ pub async fn open(state: &Path) -> Result<Machine> {
         fabric: ids.fabric,
         state: host_state.clone(),
         runtime: runtime.clone(),
-        role_binary: None,
+        role_binary: binary.clone(),
         offloads: Offloads::default(),
     })
     .await?;

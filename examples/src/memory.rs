@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::gaps::Seen;
 use crate::machine;
+use crate::supervise::Process;
 
 /// The page in the state folder.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ pub struct Memory {
     pub nonce: String,
     /// The kernels of web and client, as they named themselves.
     pub boot_ids: [String; 2],
+    /// The control process that was about to be killed.
+    pub control: Process,
     /// What client saw in the quiet period.
     pub quiet: Seen,
     /// Client's uptime when control was about to be killed; `None` if the guests were left running for long.

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use serde::Deserialize;
+use serde::Serialize;
 
 /// The argument that marks the control process.
 pub const CONTROL: &str = "--control";
@@ -39,6 +41,41 @@ pub fn kill_self() -> ! {
     let _ = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGKILL);
     // SIGKILL cannot be held back; this line is for the compiler.
     std::process::abort()
+}
+
+/// A process, told from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// When it began, in ticks since the machine did.
+    pub start: u64,
+}
+
+impl Process {
+    /// This process.
+    ///
+    /// # Errors
+    /// `NotFound` without `/proc`.
+    pub fn me() -> io::Result<Self> {
+        Self::of(nix::unistd::getpid().as_raw()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The process with that number, if it runs.
+    ///
+    /// # Source
+    /// proc_pid_stat(5): the state is field 3, the start field 22, the name in brackets field 2.
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        let runs = !matches!(*fields.first()?, "Z" | "X");
+        runs.then_some(Self { pid, start: fields.get(19)?.parse().ok()? })
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
 }
 
 /// The processes of this program that were started as the role `role` and hold a file below `state` open.

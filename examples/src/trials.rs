@@ -21,6 +21,7 @@ use crate::machine::Arguments;
 use crate::memory::Memory;
 use crate::report::Report;
 use crate::supervise;
+use crate::supervise::Process;
 
 /// Asks the network why it dropped what the guest missed.
 ///
@@ -35,6 +36,21 @@ pub async fn explain_drop(me: &Session, from: Id<Port>, dst: IpAddr, report: &mu
     Ok(())
 }
 
+/// Whether a guest lived through a real restart of control: the process `before` is gone, `now` is another one, and the
+/// guest still says `boot_id`.
+///
+/// # Errors
+/// `Internal` if control was not restarted, or the guest was started anew.
+pub fn check_adopted((before, now): (Process, Process), boot_id: &str, alive: &str) -> Result<String> {
+    machine::ensure(before != now && !before.is_alive(), || {
+        format!("control was not restarted: {before:?} was to be killed, and {now:?} is here")
+    })?;
+    machine::ensure(value(alive, "boot_id") == Some(boot_id), || {
+        format!("the guest was started anew: {alive}, was {boot_id}")
+    })?;
+    Ok(format!("{alive}; control was process {}, is {}", before.pid, now.pid))
+}
+
 /// Control was killed and is back: the same guests run, and noticed nothing.
 ///
 /// # Errors
@@ -42,16 +58,15 @@ pub async fn explain_drop(me: &Session, from: Id<Port>, dst: IpAddr, report: &mu
 pub async fn adopt(cloud: &Cloud, me: &Session, memory: &Memory, report: &mut Report) -> Result<()> {
     let mut at_client = Guest::follow(me, memory.client);
     report.waiting("control is back and looks for its guests");
+    let now = Process::me().map_err(machine::io)?;
     for (id, boot_id, name) in
         [(memory.web, &memory.boot_ids[0], "web"), (memory.client, &memory.boot_ids[1], "client")]
     {
         let mut guest = Guest::follow(me, id);
         let from = guest.now().await?;
         let alive = guest.line_after(from, "ALIVE boot_id", BOOT).await?.1;
-        machine::ensure(value(&alive, "boot_id") == Some(boot_id), || {
-            format!("{name} was started anew: {alive}")
-        })?;
-        report.step("adopted", format!("{name}: {alive}"));
+        let evidence = check_adopted((memory.control, now), boot_id, &alive)?;
+        report.step("adopted", format!("{name}: {evidence}"));
     }
     machine::ensure(cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
     let Some(killed_at) = memory.killed_at else { return Ok(()) };
@@ -131,3 +146,26 @@ pub fn shown(seen: Seen) -> String {
 pub const BOOT: Duration = Duration::from_secs(60);
 /// Seconds of the guest's own clock that a gap is looked for in.
 pub const PERIOD: f64 = 5.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_adopted_only_if_control_was_really_restarted() {
+        let alive = "ALIVE boot_id=one uptime=9.00";
+        let me = Process::me().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let other = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
+        // Nothing was restarted; and a control that was to be killed but runs on beside us.
+        for before in [me, other] {
+            let error = check_adopted((before, me), "one", alive).unwrap_err();
+            assert!(error.to_string().contains("not restarted"), "{error}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(check_adopted((other, me), "one", alive).is_ok());
+        let error = check_adopted((other, me), "two", alive).unwrap_err();
+        assert!(error.to_string().contains("started anew"), "{error}");
+    }
+}
