@@ -89,6 +89,15 @@ pub async fn open_as(state: &Path, binary: Option<PathBuf>) -> Result<Machine> {
     // Before it is made: one whose path leaves no room for a socket's name is of no use.
     Launcher::new(&state, &runtime, None).folder("runner", Uuid::nil())?;
     let runtime = private_folder(&runtime)?;
+    let opened = compose(state, runtime.clone(), binary).await;
+    if opened.is_err() {
+        // Only an empty one goes.
+        let _ = std::fs::remove_dir(&runtime);
+    }
+    opened
+}
+
+async fn compose(state: PathBuf, runtime: PathBuf, binary: Option<PathBuf>) -> Result<Machine> {
     let store = Arc::new(RedbStore::open(state.join("store").join("cloud.redb"))?);
     let ids = Ids::of(&state)?;
     let host_state = private_folder(&state.join("host"))?;

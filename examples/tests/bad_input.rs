@@ -117,6 +117,8 @@ async fn the_state_folder_of_another_cloud_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Conflict, "{error:#}");
     says(&format!("{error:#}"), &["cloud"]);
     assert!(error.what_to_do().is_some(), "{error:#}");
+    says(&text(&one.control(|_| ())), &["another cloud"]);
+    assert!(!one.0.path().join("run").exists(), "no folder for sockets is left");
     assert_eq!(one.processes(), 0);
 }
 
