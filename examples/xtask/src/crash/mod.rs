@@ -186,8 +186,9 @@ impl Campaign {
 
     fn run(&mut self, options: &Options) -> Result<()> {
         let total = self.undisturbed()?;
-        // Polling makes no two runs equally long: the last eighth is not always reached.
-        let chosen = options.at.map_or_else(|| spread(total - total / 8, options.points), |k| vec![k]);
+        // Polling makes no two long runs equally long: their last eighth is not always reached.
+        let reached = if options.points < total { total - total / 8 } else { total };
+        let chosen = options.at.map_or_else(|| spread(reached, options.points), |k| vec![k]);
         line(&format!("where=host calls={total} points={}", chosen.len()));
         let progress = bar("crash", u64::try_from(chosen.len()).unwrap_or(u64::MAX));
         let (mut leaks, mut kills) = (0, 0);

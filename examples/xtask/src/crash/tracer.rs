@@ -82,8 +82,8 @@ pub(crate) fn exec_traced(command: &[String]) -> Result<()> {
 fn trace(plan: &Plan) -> Result<Trace> {
     let log = File::options().create(true).append(true).open(&plan.log).at(&plan.log)?;
     let errors = log.try_clone().at(&plan.log)?;
-    let helper = std::env::current_exe().context("own path")?;
-    let mut command = Command::new(helper);
+    // By this name and not by its path: `cargo test` may have built another one there since this one was started.
+    let mut command = Command::new("/proc/self/exe");
     command.arg(TRACED).args(&plan.command).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
     command.envs(plan.variables.iter().map(|(name, value)| (name, value)));
     let child = command.spawn().context("trace helper")?;
