@@ -15,6 +15,7 @@ use std::sync::Arc;
 use iaas_core::Cloud;
 use iaas_core::Digest;
 use iaas_core::Error;
+use iaas_core::ErrorKind;
 use iaas_core::Id;
 use iaas_core::Result;
 use iaas_core::cloud::FolderBlobs;
@@ -352,7 +353,16 @@ pub async fn delete_all(me: &Session, project: Id<Project>) -> Result<()> {
     macro_rules! each {
         ($($family:ident),+) => {$(
             for record in me.$family().list(project, None, 1000).await? {
-                me.$family().delete(record.meta.id).await?.wait().await?;
+                // What an earlier deletion has just taken away is gone all the same.
+                let gone = match me.$family().delete(record.meta.id).await {
+                    Ok(deletion) => deletion.wait().await.map(|_| ()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = gone
+                    && error.kind() != ErrorKind::NotFound
+                {
+                    return Err(error);
+                }
             }
         )+};
     }
