@@ -1,7 +1,7 @@
 //! The monitor: one command at a time with a deadline, and events as they come.
 //!
 //! A thread reads the socket to its end, so QEMU never waits for us; it passes answers to whoever asked and events on. It
-//! reads at most [`LINE_MAX`] bytes of a line: QEMU is as trusted as the guest that may have taken it over.
+//! reads at most 1 MiB of a line: QEMU is as trusted as the guest that may have taken it over.
 //!
 //! # Source
 //! QEMU Machine Protocol, `docs/interop/qmp-spec.txt` of QEMU 7.2.
