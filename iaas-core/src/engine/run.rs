@@ -214,13 +214,13 @@ impl Engine {
         &self.gate
     }
 
-    /// Reads and commits.
-    pub fn committer(&self) -> &Arc<Committer> {
+    /// Reads and commits. Not for a program that embeds the cloud: a commit needs a permit.
+    pub(crate) fn committer(&self) -> &Arc<Committer> {
         &self.committer
     }
 
     /// The parts of the loop.
-    pub fn driver(&self) -> &Arc<Driver> {
+    pub(crate) fn driver(&self) -> &Arc<Driver> {
         &self.driver
     }
 
