@@ -3,9 +3,11 @@
 //! The methods are read from `iaas-core/src/spi/`. A call counts when it stands in a function of a file that names the trait,
 //! with the method's name and number of arguments, and the file is a test of a reference crate, or a suite that such a test
 //! runs. Where that guess is wrong, or a capability excuses the method, a comment in a test says so:
-//! `// surface: Trait::method` above the function that calls it, or `// surface: Trait::method excused by CAPABILITY`.
+//! `// surface: Trait::method` above the function that calls it, or `// surface: Trait::method excused by CAPABILITY`. The
+//! capability is something that the sources of `iaas-core` name; a comment about a method that there is not is a fault.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,22 +23,42 @@ pub(crate) fn run() -> Result<()> {
     let root = root();
     let methods = methods_below(&root.join("iaas-core/src/spi"))?;
     let files = test_files(&root)?;
-    let mut unlisted = Vec::new();
-    for method in &methods {
-        match covered(method, &files) {
-            Some(by) => line(&format!("SURFACE {method}: {by}")),
-            None => {
-                line(&format!("SURFACE {method}: NO TEST"));
-                unlisted.push(method.to_string());
-            }
+    let known = words_below(&root.join("iaas-core/src"))?;
+    let rows: Vec<Row> = methods.iter().map(|method| (method, covered(method, &files))).collect();
+    for (method, by) in &rows {
+        line(&format!("SURFACE {method}: {}", by.as_deref().unwrap_or("NO TEST")));
+    }
+    let without = rows.iter().filter(|(_, by)| by.is_none()).count();
+    line(&format!("SURFACE {} methods, {without} without a test", rows.len()));
+    judge(&rows, &files, &known)
+}
+
+/// A method, and who calls it or what excuses it.
+type Row<'a> = (&'a Method, Option<String>);
+
+/// Fails for methods without a test, comments about methods that are not there, and excuses that name nothing.
+fn judge(rows: &[Row], files: &[TestFile], known: &BTreeSet<String>) -> Result<()> {
+    let unlisted: Vec<_> = rows.iter().filter(|(_, by)| by.is_none()).map(|(m, _)| m.to_string()).collect();
+    if !unlisted.is_empty() {
+        return Err(Failure::new(format!("no test calls {} on a reference", unlisted.join(", "))).remedy(
+            "call it in a suite or a reference crate's test, or mark the capability that excuses it",
+        ));
+    }
+    let mut wrong = Vec::new();
+    for (file, text) in files.iter().flat_map(|file| markers(&file.text).map(move |text| (file, text))) {
+        let Some((method, _)) = rows.iter().find(|(method, _)| note(text, method).is_some()) else {
+            wrong.push(format!("{}: `{text}` is about no method", file.shown));
+            continue;
+        };
+        if let Some(Note::Excused(by)) = note(text, method)
+            && !by.rsplit("::").next().is_some_and(|last| known.contains(last))
+        {
+            wrong.push(format!("{}: `{by}`, which is to excuse {method}, is not there", file.shown));
         }
     }
-    line(&format!("SURFACE {} methods, {} without a test", methods.len(), unlisted.len()));
-    match unlisted.is_empty() {
+    match wrong.is_empty() {
         true => Ok(()),
-        false => Err(Failure::new(format!("no test calls {} on a reference", unlisted.join(", "))).remedy(
-            "call it in a suite or a reference crate's test, or mark the capability that excuses it",
-        )),
+        false => Err(Failure::new(wrong.join("; ")).remedy("write what there is, or take the comment away")),
     }
 }
 
@@ -78,8 +100,7 @@ impl TestFile {
     /// Reads the calls of a file; of one that holds the program too, only those in its test modules.
     fn parse(shown: String, text: String) -> Result<Self> {
         let parsed = syn::parse_file(&text).context(&shown)?;
-        let is_program = !shown.starts_with(SUITES) && shown.contains("/src/");
-        let mut finder = Calls { counting: !is_program, ..Calls::default() };
+        let mut finder = Calls { counting: is_test(&shown) || shown.starts_with(SUITES), ..Calls::default() };
         finder.visit_file(&parsed);
         Ok(Self { shown, text, calls: finder.calls, loose_calls: finder.loose })
     }
@@ -92,12 +113,29 @@ impl TestFile {
 
 /// The comment that speaks of the method: `excused by …`, or `marked` when it only points at a test.
 fn marker(text: &str, method: &Method) -> Option<String> {
-    let wanted = format!("// surface: {method}");
-    let rest = text.lines().find_map(|l| l.trim().strip_prefix(&wanted))?;
-    match rest.trim() {
-        "" => Some("(marked)".to_owned()),
-        excuse if excuse.starts_with("excused by ") && rest.starts_with(' ') => Some(format!("({excuse})")),
-        _ => None,
+    markers(text).find_map(|text| note(text, method)).map(|note| match note {
+        Note::Marked => "(marked)".to_owned(),
+        Note::Excused(by) => format!("(excused by {by})"),
+    })
+}
+
+/// What a comment says of a method.
+#[derive(Debug, PartialEq, Eq)]
+enum Note<'a> {
+    Marked,
+    Excused(&'a str),
+}
+
+/// What stands behind `// surface: ` in the text, line by line.
+fn markers(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|l| l.trim().strip_prefix("// surface: ")).map(str::trim)
+}
+
+/// What the comment says of `method`, if it is about that.
+fn note<'a>(comment: &'a str, method: &Method) -> Option<Note<'a>> {
+    match comment.strip_prefix(&method.to_string())? {
+        "" => Some(Note::Marked),
+        rest => rest.strip_prefix(" excused by ").filter(|by| !by.contains(' ')).map(Note::Excused),
     }
 }
 
@@ -109,12 +147,19 @@ fn names(text: &str, word: &str) -> bool {
     })
 }
 
+/// Whether a whole file is a test: it lies in a folder of tests, or is the module `tests` of a program's own file.
+fn is_test(shown: &str) -> bool {
+    shown.starts_with("tests/") || shown.contains("/tests/") || shown.ends_with("/tests.rs")
+}
+
 /// Collects method calls, each with the function that it stands in.
 #[derive(Debug, Default)]
 struct Calls {
     /// Whether what is visited now belongs to a test.
     counting: bool,
     function: Vec<String>,
+    /// Whether what is visited now implements a trait.
+    implementing: bool,
     calls: BTreeMap<(String, usize), String>,
     /// Calls inside macros, where the number of arguments is not known.
     loose: BTreeMap<String, String>,
@@ -154,6 +199,12 @@ impl<'ast> Visit<'ast> for Calls {
         self.counting = before;
     }
 
+    fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
+        let before = std::mem::replace(&mut self.implementing, item.trait_.is_some());
+        visit::visit_item_impl(self, item);
+        self.implementing = before;
+    }
+
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
         self.function.push(item.sig.ident.to_string());
         visit::visit_item_fn(self, item);
@@ -168,8 +219,8 @@ impl<'ast> Visit<'ast> for Calls {
 
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
         let here = self.here();
-        // A function of the same name hands the call on, as a saboteur or a wrapper does.
-        if self.counting && call.method != here {
+        // A trait's method of the same name hands the call on, as a saboteur or a wrapper does.
+        if self.counting && !(self.implementing && call.method == here) {
             self.calls.entry((call.method.to_string(), call.args.len())).or_insert(here);
         }
         visit::visit_expr_method_call(self, call);
@@ -221,8 +272,9 @@ fn test_files(root: &Path) -> Result<Vec<TestFile>> {
     for folder in REFERENCES {
         for file in rust_files(&root.join(folder))? {
             let text = fs::read_to_string(&file).at(&file)?;
-            if text.contains("#[test]") || text.contains("::test]") || text.contains("conformance") {
-                tests.push((shown(root, &file), text));
+            let shown = shown(root, &file);
+            if is_test(&shown) || text.contains("#[cfg(test)]") || text.contains("conformance") {
+                tests.push((shown, text));
             }
         }
     }
@@ -262,14 +314,13 @@ fn run_suites<'a>(suites: &'a [Suite], tests: &'a [(String, String)]) -> Vec<(&'
     let named_by_test = |suite: &Suite| {
         tests
             .iter()
-            .find(|(_, text)| names(text, "conformance") && names(text, &suite.name))
+            .find(|(_, text)| names(text, &format!("conformance::{}", suite.name)))
             .map(|(shown, _)| shown.as_str())
     };
     let mut run: Vec<(&Suite, &str)> = suites.iter().filter_map(|s| Some((s, named_by_test(s)?))).collect();
     let mut at = 0;
     while let Some((from, runner)) = run.get(at).copied() {
-        let next =
-            suites.iter().filter(|s| !run.iter().any(|(known, _)| known == s) && names(&from.text, &s.name));
+        let next = suites.iter().filter(|s| !run.iter().any(|(known, _)| known == s) && uses(from, s));
         let next: Vec<_> = next.map(|suite| (suite, runner)).collect();
         run.extend(next);
         at += 1;
@@ -277,10 +328,25 @@ fn run_suites<'a>(suites: &'a [Suite], tests: &'a [(String, String)]) -> Vec<(&'
     run
 }
 
+/// Whether a suite's file names another suite, or is of the same.
+fn uses(from: &Suite, other: &Suite) -> bool {
+    from.name == other.name || names(&from.text, &format!("super::{}", other.name))
+}
+
 /// The suite that a file belongs to: the first name below the suites' folder.
 fn suite_of(suites: &Path, file: &Path) -> String {
     let below = file.strip_prefix(suites).unwrap_or(file).with_extension("");
     below.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Every word of the sources below a folder.
+fn words_below(dir: &Path) -> Result<BTreeSet<String>> {
+    let mut words = BTreeSet::new();
+    for file in rust_files(dir)? {
+        let text = fs::read_to_string(&file).at(&file)?;
+        words.extend(text.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_owned));
+    }
+    Ok(words)
 }
 
 fn shown(root: &Path, file: &Path) -> String {
@@ -294,7 +360,7 @@ fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
     while let Some(path) = open.pop() {
         if path.is_dir() {
             open.extend(fs::read_dir(&path).at(&path)?.flatten().map(|e| e.path()));
-        } else if path.extension().is_some_and(|e| e == "rs") {
+        } else if path.is_file() && path.extension().is_some_and(|e| e == "rs") {
             files.push(path);
         }
     }
@@ -303,14 +369,17 @@ fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 const SUITES: &str = "iaas-core/src/testing/conformance";
-const REFERENCES: [&str; 13] = [
-    "iaas-core/tests/state_store.rs",
-    "iaas-core/tests/policy_and_usage.rs",
+const REFERENCES: [&str; 16] = [
     "iaas-vmm/tests",
     "iaas-net/tests",
     "iaas-store/tests",
     "iaas-meter/tests",
+    "iaas-core/tests/base.rs",
+    "iaas-core/tests/state_store.rs",
+    "iaas-core/tests/policy_and_usage.rs",
+    "examples/bring_your_own",
     "examples/tests",
+    "iaas-core/src/spi/base",
     "iaas-core/src/store",
     "iaas-core/src/security",
     "iaas-vmm/src",
@@ -349,6 +418,7 @@ mod tests {
         assert_eq!(by("use Pools; fn grows() { p.make(1); }"), None, "another trait");
         assert_eq!(by("use Pool; fn grows() { make(1); }"), None, "a free function");
         assert_eq!(by("use Pool; impl Pool for W { fn make(&self) { self.0.make(1); } }"), None, "handed on");
+        assert!(by("use Pool; fn make(p: &dyn Pool) { p.make(1); }").is_some(), "a helper of the same name");
     }
 
     #[test]
@@ -364,6 +434,22 @@ mod tests {
                 .ends_with("::grows")
         );
         assert_eq!(by("use Pool; #[cfg(unix)] mod unix { fn serve() { p.make(1); } }"), None);
+        assert!(is_test("iaas-x/src/pool/tests.rs") && is_test("iaas-x/tests/support/mod.rs"));
+        assert!(!is_test("iaas-x/src/pool.rs") && !is_test("iaas-x/src/contests.rs"));
+    }
+
+    #[test]
+    fn a_method_that_is_added_without_a_test_fails_and_is_named() {
+        let tests = [file("// surface: Pool::drop_all\n use Pool; fn grows() { p.make(1); }")];
+        let judged = |spi: &str| {
+            let methods = methods_of(spi).unwrap();
+            let rows: Vec<Row> = methods.iter().map(|m| (m, covered(m, &tests))).collect();
+            judge(&rows, &tests, &BTreeSet::new())
+        };
+        judged(SPI).unwrap();
+        let more = SPI.replace("fn new()", "fn shrink(&self); fn new()");
+        let failure = judged(&more).unwrap_err().to_string();
+        assert!(failure.contains("no test calls Pool::shrink on a reference"), "{failure}");
     }
 
     #[test]
@@ -377,6 +463,23 @@ mod tests {
         assert!(covered(&make, &[file("// surface: Pool::make\nfn f() {}")]).is_some());
         assert_eq!(covered(&make, &[file("// surface: Pool::maker\n")]), None);
         assert_eq!(covered(&make, &[file("// surface: Pool::make because\n")]), None);
+    }
+
+    #[test]
+    fn a_comment_about_nothing_is_a_fault() {
+        let methods = methods_of(SPI).unwrap();
+        let known = BTreeSet::from(["grow".to_owned()]);
+        let judged = |comment: &str| {
+            let tests =
+                [file(&format!("// surface: Pool::drop_all\n{comment}\nuse Pool; fn f() {{ p.make(1); }}"))];
+            let rows: Vec<Row> = methods.iter().map(|m| (m, covered(m, &tests))).collect();
+            judge(&rows, &tests, &known).map_err(|failure| failure.to_string())
+        };
+        assert_eq!(judged("// surface: Pool::make excused by Capabilities::grow"), Ok(()));
+        let gone = judged("// surface: Pool::make excused by Capabilities::fly").unwrap_err();
+        assert!(gone.contains("`Capabilities::fly`, which is to excuse Pool::make, is not there"), "{gone}");
+        let gone = judged("// surface: Pool::melt").unwrap_err();
+        assert!(gone.contains("`Pool::melt` is about no method"), "{gone}");
     }
 
     #[test]
@@ -398,6 +501,7 @@ mod tests {
         };
         assert_eq!(run("use conformance::pool;"), ["pool", "calls"]);
         assert!(run("use elsewhere::pool;").is_empty());
+        assert!(run("use conformance::rig; // every pool").is_empty(), "a word alone runs nothing");
     }
 
     #[test]
