@@ -189,7 +189,7 @@ pub enum Phase {
     Blocked(Error),
     /// It cannot be reached from here; a newer spec or `remove` is needed.
     Broken(Error),
-    /// It is being removed.
+    /// It is being removed. If that was cut off by a crash, `remove` goes on with it.
     Leaving,
 }
 

@@ -111,12 +111,14 @@ impl Work {
     }
 
     /// Whether `object`, which was seen, is to be told to go; if so, that is noted.
+    ///
+    /// Also what is leaving is told now and then: a removal that was cut off stands still until it is asked for again.
     fn must_remove<K: Kind>(&self, object: Uuid, seen: &Seen<K>) -> bool {
         let now = self.committer.clock().monotonic();
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let told = asked.get(&object).filter(|(rev, _)| *rev == GOING);
-        let lately = told.is_some_and(|(_, at)| now.saturating_sub(*at) < REPAIR_AGAIN);
-        let must = seen.phase != Phase::Leaving && !lately;
+        let again = if seen.phase == Phase::Leaving { RESYNC } else { REPAIR_AGAIN };
+        let must = told.is_none_or(|(_, at)| now.saturating_sub(*at) >= again);
         if must {
             asked.insert(object, (GOING, now));
         }

@@ -117,9 +117,9 @@ struct Object<K: FakeKind> {
     body: K::Body,
     /// The world's time at which it is as wanted.
     ready: Duration,
-    /// Half-made: only `ensure` or `remove` helps.
+    /// Half-made: only `ensure` or `remove` helps. Half-removed if it leaves: only `remove` helps.
     half: bool,
-    /// Set when it is being removed: the world's time at which it is gone.
+    /// Set when it is being removed: the world's time at which it is gone; the end of time for a removal that was cut off.
     leaves: Option<Duration>,
 }
 
@@ -213,9 +213,11 @@ impl<K: FakeKind> FakeSite<K> {
         K::gone(&self.place, id, &mut object.body);
         if half {
             object.half = true;
+            object.leaves = Some(Duration::MAX);
         } else if settle.is_zero() {
             objects.remove(&id);
-        } else if object.leaves.is_none() {
+        } else if object.half || object.leaves.is_none() {
+            object.half = false;
             object.leaves = Some(now + settle);
         }
     }
