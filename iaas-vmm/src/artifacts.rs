@@ -1,7 +1,7 @@
 //! Kernels and initrds of one host, in a folder by digest.
 //!
 //! `<state>/artifacts/<uuid>/` is one artifact: `tag.cbor`, and `blob` once its bytes have arrived and been checked. Bytes
-//! on their way are in `upload`. What has a `blob` had the right digest when it was synced.
+//! on their way are in `upload-…`. What has a `blob` had the right digest when it was synced.
 
 use std::fs::File;
 use std::io::Write;
@@ -130,6 +130,29 @@ impl ArtifactFolder {
         files::store(&self.label_path(id), label)
     }
 
+    /// Removes what a crash left: uploads of `cloud`, which nobody goes on with, and folders without a label.
+    fn clean(&self, cloud: Id<Cloud>) -> Result<()> {
+        for id in self.ids()? {
+            let folder = self.folder(id);
+            let whole = match self.label(id) {
+                Ok(Some(label)) if label.tag.cloud != cloud => continue,
+                Ok(label) => label.is_some(),
+                // Seen by `inventory`, and no reason not to lead.
+                Err(_) => continue,
+            };
+            let entries = std::fs::read_dir(&folder).map_err(|e| files::cannot("read", &folder, &e))?;
+            let stale = |name: &str| name.starts_with(UPLOAD) || (!whole && name == "tag.new");
+            for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(stale)) {
+                files::gone(std::fs::remove_file(entry.path()), &entry.path())?;
+            }
+            if !whole {
+                // Only an empty one goes.
+                let _ = std::fs::remove_dir(&folder);
+            }
+        }
+        Ok(())
+    }
+
     /// The label goes last, so that what a crash leaves still says whose it was.
     fn delete(&self, id: Uuid) -> Result<()> {
         let folder = self.folder(id);
@@ -210,6 +233,7 @@ impl Provider for HostArtifacts {
 
     async fn claim(&self, cx: &Ctx) -> Result<Hello> {
         self.fence(cx.call.cloud)?.claim(&cx.call).await?;
+        self.folder.clean(cx.call.cloud)?;
         self.hello_to(cx.call.cloud)
     }
 
@@ -281,7 +305,7 @@ impl Artifacts for HostArtifacts {
             Error::not_found("there is no artifact with this id").remedy("ensure it first").about(id.object())
         })?;
         // A name of its own for each upload: one that broke off cannot mix with the next.
-        let path = self.folder.folder(id.uuid()).join(format!("upload-{}", Uuid::new_v4().simple()));
+        let path = self.folder.folder(id.uuid()).join(format!("{UPLOAD}{}", Uuid::new_v4().simple()));
         let file = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -362,7 +386,59 @@ impl Pull<ObjectRef> for Silent {
     }
 }
 
+/// Before the name of an upload.
+const UPLOAD: &str = "upload-";
 /// The largest blob, so that a peer cannot fill the disk by one upload.
 const BLOB_MAX: u64 = 4 << 30;
 /// When to look again for bytes that have not arrived.
 const LOOK: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use iaas_core::Epoch;
+    use iaas_core::spi::Cancel;
+
+    use super::*;
+
+    const CLOUD: Id<Cloud> = Id::from_uuid(Uuid::from_u128(1));
+
+    fn cx(epoch: u64) -> Ctx {
+        let call = Call {
+            cloud: CLOUD,
+            incarnation: Uuid::from_u128(2),
+            epoch: Epoch(epoch),
+            op: Id::from_uuid(Uuid::nil()),
+            trace: None,
+            budget: Duration::from_secs(60),
+        };
+        Ctx { call, cancel: Cancel::new() }
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_upload_or_ensure_left_goes_with_the_next_claim() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || HostArtifacts::open(dir.path(), CLOUD, Id::from_uuid(Uuid::from_u128(3))).unwrap();
+        let (id, artifacts) = (Id::<Artifact>::from_uuid(Uuid::from_u128(4)), open());
+        artifacts.claim(&cx(1)).await.unwrap();
+        artifacts.ensure(&cx(1), id, Rev(1), &Digest::of(b"kernel")).await.unwrap();
+        let mut upload = artifacts.upload(&cx(1), id).await.unwrap();
+        upload.write(Bytes::from_static(b"ker")).await.unwrap();
+        std::mem::forget(upload);
+        let half = artifacts.folder.folder(Uuid::from_u128(5));
+        std::fs::create_dir(&half).unwrap();
+        std::fs::write(half.join("tag.new"), b"torn").unwrap();
+
+        let artifacts = open();
+        artifacts.claim(&cx(2)).await.unwrap();
+        assert!(!half.exists());
+        let names = std::fs::read_dir(artifacts.folder.folder(id.uuid())).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["tag.cbor"]);
+        let mut upload = artifacts.upload(&cx(2), id).await.unwrap();
+        upload.write(Bytes::from_static(b"kernel")).await.unwrap();
+        upload.close().await.unwrap();
+        assert_eq!(artifacts.observe(&cx(2), id).await.unwrap().unwrap().phase, Phase::Settled);
+    }
+}

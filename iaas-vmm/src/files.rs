@@ -101,18 +101,30 @@ pub(crate) fn install(state: &Path) -> Result<Uuid> {
     let path = state.join("install.cbor");
     loop {
         if let Some(id) = load(&path)? {
+            forget_drafts(state)?;
             return Ok(id);
         }
-        let fresh = state.join(format!("install-{}.new", Uuid::new_v4().simple()));
+        let fresh = state.join(format!("{DRAFT}{}.new", Uuid::new_v4().simple()));
         write_file(&fresh, &encode(&Uuid::new_v4())?).map_err(|e| cannot("written", &fresh, &e))?;
         // Linked, not renamed: of two that make one at once, the first wins and the other reads it.
         let linked = fs::hard_link(&fresh, &path);
         gone(fs::remove_file(&fresh), &fresh)?;
         match linked {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(cannot("made", &path, &e)),
-            _ => sync_folder(state)?,
+            // The first has come, or has even taken our draft away: read what it made.
+            Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
+            Err(e) => return Err(cannot("made", &path, &e)),
+            Ok(()) => sync_folder(state)?,
         }
     }
+}
+
+/// Removes what was left by others that died while they made the installation, which is there now.
+fn forget_drafts(state: &Path) -> Result<()> {
+    let entries = fs::read_dir(state).map_err(|e| cannot("read", state, &e))?;
+    for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(DRAFT)) {
+        gone(fs::remove_file(entry.path()), &entry.path())?;
+    }
+    Ok(())
 }
 
 /// This moment on this host's clocks.
@@ -144,3 +156,29 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// No file of ours is larger.
 const LARGEST: u64 = 4 << 20;
+/// How the name of a draft of the installation begins.
+const DRAFT: &str = "install-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installation_is_made_once_and_a_dead_makers_draft_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let draft = dir.path().join("install-0123.new");
+        fs::write(&draft, b"torn").unwrap();
+        let id = install(dir.path()).unwrap();
+        assert_eq!(install(dir.path()).unwrap(), id);
+        assert!(!draft.exists());
+        let makers: Vec<_> = (0..8)
+            .map(|_| {
+                let path = dir.path().join("other");
+                std::thread::spawn(move || install(&path).unwrap())
+            })
+            .collect();
+        let ids: std::collections::BTreeSet<Uuid> = makers.into_iter().map(|m| m.join().unwrap()).collect();
+        assert_eq!(ids.len(), 1);
+        assert_eq!(fs::read_dir(dir.path().join("other")).unwrap().count(), 1);
+    }
+}

@@ -92,6 +92,7 @@ impl Disk {
             Err(TryLockError::WouldBlock) => return Err(in_use(path)),
             Err(TryLockError::Error(e)) => return Err(trouble(path, &e)),
         }
+        forget_drafts(path).map_err(|e| trouble(path, &e))?;
         let id = read_header(&file, path)?;
         let disk = Self::over(file, path, id);
         // The database would take an empty rest for a new one.
@@ -313,13 +314,10 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 /// Makes an empty store at `path`; one that somebody else made meanwhile is left alone.
 fn make(path: &Path) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|e| trouble(folder, &e))?;
-    let draft = folder.join(format!(".{}.{}.new", name(path), Uuid::new_v4()));
+    let draft = folder.join(format!("{}{}{DRAFT_END}", draft_start(path), Uuid::new_v4()));
     let result = fill(&draft).and_then(|()| place(&draft, path, folder).map_err(|e| trouble(path, &e)));
     let _ = std::fs::remove_file(&draft);
     result
@@ -345,10 +343,40 @@ fn fill(draft: &Path) -> Result<()> {
 fn place(draft: &Path, path: &Path, folder: &Path) -> io::Result<()> {
     match std::fs::hard_link(draft, path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        // Whoever was faster has taken the draft away.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.exists() => {}
         other => other?,
     }
     File::open(folder)?.sync_all()
 }
+
+/// Removes what others left that died while they made the store at `path`, which is there now and locked.
+fn forget_drafts(path: &Path) -> io::Result<()> {
+    let start = draft_start(path);
+    for entry in std::fs::read_dir(folder_of(path))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|n| n.strip_prefix(&start)?.strip_suffix(DRAFT_END));
+        if id.is_some_and(|id| Uuid::try_parse(id).is_ok()) {
+            match std::fs::remove_file(entry.path()) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// How the name of a draft of the store at `path` begins; an id and [`DRAFT_END`] follow.
+fn draft_start(path: &Path) -> String {
+    format!(".{}.", name(path))
+}
+
+const DRAFT_END: &str = ".new";
 
 /// The first page: magic, format, identity, checksum; the rest is zero.
 fn header(id: Uuid) -> Vec<u8> {

@@ -44,6 +44,21 @@ async fn the_file_is_private_and_is_found_again() {
 }
 
 #[tokio::test]
+async fn the_draft_of_a_dead_maker_goes_and_what_only_looks_like_one_stays() {
+    let place = Place::new();
+    let folder = place.folder.path().join("cloud");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join(format!(".state.iaas.{}.new", Uuid::new_v4())), "torn").unwrap();
+    for other in [".state.iaas.notes.new", ".other.new"] {
+        std::fs::write(folder.join(other), "").unwrap();
+    }
+    place.open();
+    let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".other.new", ".state.iaas.notes.new", "state.iaas"]);
+}
+
+#[tokio::test]
 async fn a_second_writer_is_told_what_to_do_until_the_first_is_gone() {
     let place = Place::new();
     let first = place.open();
