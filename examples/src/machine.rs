@@ -11,6 +11,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iaas_core::Cloud;
 use iaas_core::Digest;
@@ -155,11 +156,14 @@ fn why(hypervisor: &QemuHypervisor) -> String {
 }
 
 impl Machine {
-    /// Gives the lead back; the state folder stays.
+    /// Lets what is under way come to rest, and gives the lead back; the state folder stays.
     ///
     /// # Errors
     /// Those of the store and of the processes.
     pub async fn close(self) -> Result<()> {
+        if !self.cloud.settled(LAST_WORK).await {
+            tracing::warn!("closed while work was under way: the next start goes on with it");
+        }
         self.cloud.close().await?;
         // Only an empty one goes: sockets in it belong to what still runs.
         let _ = std::fs::remove_dir(&self.runtime);
@@ -413,6 +417,9 @@ pub fn check_bytes(bill: &Bill, port: Id<Port>, before: &str, after: &str) -> Re
     }
     Ok(told.join("; "))
 }
+
+/// How long a cloud that is closed may go on with what is under way.
+const LAST_WORK: Duration = Duration::from_secs(10);
 
 /// Fails with `what` unless `holds`.
 ///
