@@ -50,6 +50,12 @@ async fn qemu_holds_no_volume_the_bill_agrees_with_the_runner_and_a_killed_qemu_
         holds_nothing_of_the_host(qemu);
     }
     the_bill_agrees_with_the_runners(&me, &shop, &state).await;
+    let log = state.join(format!("host/roles/runner/{}/log", shop.web.uuid()));
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(
+        log.contains(&shop.created.uuid().simple().to_string()),
+        "the runner's log names no operation: {log}"
+    );
 
     nix::sys::signal::kill(Pid::from_raw(qemu_of(&state, shop.web)), Signal::SIGKILL).unwrap();
     // The scroll-back goes on over boots.
@@ -83,6 +89,8 @@ struct Shop {
     project: Id<Project>,
     web: Id<Instance>,
     client: Id<Instance>,
+    /// The operation that created the web.
+    created: Id<Operation>,
 }
 
 /// One network, a web with a volume, and a client of it.
@@ -128,7 +136,8 @@ async fn shop(me: &Session, kernel: &Path, initrd: &Path) -> Shop {
     let client = instance("client", format!("guest.run=client {}", peers.join(" ")), ports[1], Vec::new());
     let web = me.instances().launch(project, web).await.unwrap();
     let client = me.instances().launch(project, client).await.unwrap();
-    Shop { project, web: web.wait().await.unwrap(), client: client.wait().await.unwrap() }
+    let created = web.id();
+    Shop { project, web: web.wait().await.unwrap(), client: client.wait().await.unwrap(), created }
 }
 
 /// No file but its own binary's, memory, the null device, events and its log; no socket with a name or without a peer in

@@ -248,6 +248,7 @@ impl Provider for HostArtifacts {
 
 #[async_trait]
 impl Converge<Artifact> for HostArtifacts {
+    #[tracing::instrument(name = "artifact.ensure", skip_all, fields(op = %cx.call.op, artifact = %id))]
     async fn ensure(&self, cx: &Ctx, id: Id<Artifact>, rev: Rev, spec: &Digest) -> Result<Seen<Artifact>> {
         let fence = self.fence(cx.call.cloud)?;
         let _effect = fence.enter(&cx.call).await?;
@@ -263,6 +264,7 @@ impl Converge<Artifact> for HostArtifacts {
         Ok(self.folder.seen(id.uuid(), &label))
     }
 
+    #[tracing::instrument(name = "artifact.remove", skip_all, fields(op = %cx.call.op, artifact = %id))]
     async fn remove(&self, cx: &Ctx, id: Id<Artifact>, upto: Rev) -> Result<()> {
         // Before the fence too: a copy of the store is told about the tag, not about its epoch.
         self.may_remove(&cx.call, id, upto)?;

@@ -56,6 +56,7 @@ use iaas_core::spi::hypervisor::VmSpec;
 use iaas_core::spi::hypervisor::cap;
 use serde::Deserialize;
 use serde::Serialize;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::artifacts::ArtifactFolder;
@@ -598,11 +599,13 @@ impl Provider for QemuHypervisor {
 
 #[async_trait]
 impl Converge<Vm> for QemuHypervisor {
+    #[tracing::instrument(name = "vm.ensure", skip_all, fields(op = %cx.call.op, vm = %id))]
     async fn ensure(&self, cx: &Ctx, id: Id<Vm>, rev: Rev, spec: &VmSpec) -> Result<Seen<Vm>> {
         let (inner, call, spec) = (self.inner.clone(), cx.call.clone(), spec.clone());
         to_its_end(async move { inner.ensure(&call, id, rev, &spec).await }).await
     }
 
+    #[tracing::instrument(name = "vm.remove", skip_all, fields(op = %cx.call.op, vm = %id))]
     async fn remove(&self, cx: &Ctx, id: Id<Vm>, upto: Rev) -> Result<()> {
         let (inner, call) = (self.inner.clone(), cx.call.clone());
         to_its_end(async move { inner.remove(&call, id, upto).await }).await
@@ -654,7 +657,7 @@ impl Hypervisor for QemuHypervisor {
 
 /// Runs `work` to its end even if the caller stops waiting: it loses only the answer.
 async fn to_its_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    match tokio::spawn(work).await {
+    match tokio::spawn(work.in_current_span()).await {
         Ok(result) => result,
         Err(e) => Err(Error::internal("work on a VM ended abruptly").because(&e)),
     }

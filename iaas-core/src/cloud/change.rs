@@ -4,6 +4,11 @@ use std::future::Future;
 use std::future::IntoFuture;
 use std::pin::Pin;
 
+use tracing::Instrument;
+use tracing::Span;
+use tracing::field::Empty;
+use tracing::field::display;
+
 use super::Session;
 use crate::Error;
 use crate::ErrorKind;
@@ -57,7 +62,22 @@ impl<A: Intent> Change<A> {
         cloud.engine().plan(&permit)
     }
 
+    /// In a span of its own, which names the request, who made it, and the operation that it became.
     async fn make(self) -> Result<Op<A::Out>> {
+        let who = self.session.principal().name.clone();
+        let request = self.session.cloud().engine().committer().clock().uuid();
+        let span = tracing::info_span!("request", id = %request, action = A::NAME, who, operation = Empty);
+        async {
+            let op = self.carry_out().await.inspect_err(|error| tracing::debug!(%error, "refused"))?;
+            Span::current().record("operation", display(op.id));
+            tracing::debug!("accepted");
+            Ok(op)
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn carry_out(self) -> Result<Op<A::Out>> {
         let cloud = self.session.cloud().clone();
         let (who, request) = (self.session.principal(), self.request?);
         // An object may be gone because this very request was carried out: its answer is the one that was given.

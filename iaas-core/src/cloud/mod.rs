@@ -82,7 +82,7 @@ impl Cloud {
     pub async fn close(self) -> Result<()> {
         let committer = Arc::clone(self.engine.committer());
         let closed = crate::Error::unavailable("the cloud was closed").remedy("open it again");
-        committer.halt(closed.outcome_is(crate::Outcome::NotDone));
+        committer.stop(closed.outcome_is(crate::Outcome::NotDone));
         committer.store().resign(committer.lead().clone()).await
     }
 

@@ -135,14 +135,20 @@ impl Committer {
 
     /// Stops committing: another leader exists, or what is in memory may not be what is stored.
     pub fn halt(&self, why: Error) {
+        if self.stop(why.clone()) {
+            tracing::error!(error = %why, "the control plane stops");
+        }
+    }
+
+    /// Stops committing, as was asked for; whether this was the first to say so.
+    pub fn stop(&self, why: Error) -> bool {
         self.halted.send_if_modified(|halted| {
             let first = halted.is_none();
             if first {
-                tracing::error!(error = %why, "the control plane stops");
                 *halted = Some(why);
             }
             first
-        });
+        })
     }
 
     /// How many wake-ups were sent so far: what the driver has still to take is not at rest.

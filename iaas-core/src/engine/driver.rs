@@ -166,7 +166,7 @@ impl Driver {
             "sweep" => self.sweeper.look(&self.work).await,
             "artifacts" => sweep::evict_artifacts(&self.work).await,
             "policies" => self.policies.load().await.map(|()| Next::Rest),
-            _ => self.work.look(object).await,
+            _ => self.work.look(object).instrument(self.span(object)).await,
         };
         match result {
             Ok(next) => {
@@ -186,6 +186,12 @@ impl Driver {
             }
             Err(error) => self.failed(object, error).await,
         }
+    }
+
+    /// The span of a look: what is looked at, and the operation on whose behalf, if one is open.
+    fn span(&self, object: &ObjectRef) -> tracing::Span {
+        let op = self.work.committer.read(|s| s.open_operations(object).first().map(|o| o.meta.id));
+        tracing::info_span!("look", %object, operation = op.map(tracing::field::display))
     }
 
     fn failures(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectRef, (u32, jiff::Timestamp)>> {

@@ -130,14 +130,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A call on behalf of `op`.
+    /// A call on behalf of `op`, in the trace that has the operation's id: the same after a restart.
     pub fn ctx(&self, op: Id<Operation>) -> Ctx {
         let call = Call {
             cloud: self.cloud,
             incarnation: self.incarnation,
             epoch: self.epoch,
             op,
-            trace: None,
+            trace: (!op.uuid().is_nil()).then(|| traceparent(op)),
             budget: BUDGET,
         };
         Ctx { call, cancel: Cancel::new() }
@@ -147,6 +147,12 @@ impl Caller {
     pub fn own(&self) -> Ctx {
         self.ctx(Id::from_uuid(Uuid::nil()))
     }
+}
+
+/// The operation as a `traceparent` (W3C Trace Context §3.2); the span's id is the random half of the operation's.
+fn traceparent(op: Id<Operation>) -> String {
+    let (trace, span) = (op.uuid().simple(), op.uuid().as_u64_pair().1);
+    format!("00-{trace}-{span:016x}-01")
 }
 
 /// The id of a digest's artifact: the same on every host.

@@ -114,12 +114,14 @@ impl VolumeAccess for RawAccess {}
 
 #[async_trait]
 impl Converge<Access> for RawAccess {
+    #[tracing::instrument(name = "access.ensure", skip_all, fields(op = %cx.call.op, access = %id))]
     async fn ensure(&self, cx: &Ctx, id: Id<Access>, rev: Rev, spec: &AccessSpec) -> Result<Seen<Access>> {
         let (inner, call, spec) = (self.inner.clone(), cx.call.clone(), *spec);
         let effect = move || inner.ensure(&call, id, rev, spec);
         self.inner.base.act(&cx.call, id.object(), effect).await
     }
 
+    #[tracing::instrument(name = "access.remove", skip_all, fields(op = %cx.call.op, access = %id))]
     async fn remove(&self, cx: &Ctx, id: Id<Access>, upto: Rev) -> Result<()> {
         let (inner, call) = (self.inner.clone(), cx.call.clone());
         let effect = move || inner.remove(&call, id, upto);

@@ -113,6 +113,7 @@ provider!(RawPool);
 
 #[async_trait]
 impl Converge<PoolVolume> for RawPool {
+    #[tracing::instrument(name = "volume.ensure", skip_all, fields(op = %cx.call.op, volume = %id))]
     async fn ensure(
         &self,
         cx: &Ctx,
@@ -126,6 +127,7 @@ impl Converge<PoolVolume> for RawPool {
         self.inner.base.act(&cx.call, id.object(), effect).await
     }
 
+    #[tracing::instrument(name = "volume.remove", skip_all, fields(op = %cx.call.op, volume = %id))]
     async fn remove(&self, cx: &Ctx, id: Id<PoolVolume>, upto: Rev) -> Result<()> {
         let (inner, call) = (self.inner.clone(), cx.call.clone());
         let effect = move || inner.remove(&call, id, upto);

@@ -124,7 +124,10 @@ impl<'a> Machine<'a> {
         (tell, hear): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     ) {
         let why = match self.start(args, fds, &tell) {
-            Ok(()) => self.listen(&hear),
+            Ok(()) => {
+                tracing::info!("the VMM was started");
+                self.listen(&hear)
+            }
             Err(error) => {
                 tracing::error!(%error, "the VM could not be started");
                 End::Crashed(error.detail(launch::complaints(&self.folder)))

@@ -289,6 +289,7 @@ impl<K: FakeKind> Provider for FakeSite<K> {
 
 #[async_trait]
 impl<K: FakeKind> Converge<K> for FakeSite<K> {
+    #[tracing::instrument(name = "fake.ensure", skip_all, fields(op = %cx.call.op, object = %id.object()))]
     async fn ensure(&self, cx: &Ctx, id: Id<K>, rev: Rev, spec: &K::Spec) -> Result<Seen<K>> {
         let _inside = self.base.enter(cx).await?;
         let (strike, seen) = {
@@ -308,6 +309,7 @@ impl<K: FakeKind> Converge<K> for FakeSite<K> {
         seen.ok_or_else(|| Error::internal("an effect landed and left nothing"))
     }
 
+    #[tracing::instrument(name = "fake.remove", skip_all, fields(op = %cx.call.op, object = %id.object()))]
     async fn remove(&self, cx: &Ctx, id: Id<K>, upto: Rev) -> Result<()> {
         let _inside = self.base.enter(cx).await?;
         let strike = {
