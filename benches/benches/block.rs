@@ -1,84 +1,101 @@
-//! The volumes' benchmarks on raw files. `IAAS_BENCH_DIR` names a folder on the disk to measure.
+//! The volumes' benchmarks on raw files, beside QEMU's storage daemon on the same file. `IAAS_BENCH_DIR` names a folder on
+//! the disk to measure, `IAAS_BENCH_STORAGE_DAEMON` the daemon's program.
 
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::Arc;
 
-use bytes::Bytes;
 use criterion::Criterion;
 use iaas_benches::BlockRig;
-use iaas_core::Epoch;
+use iaas_benches::Service;
+use iaas_benches::VolumeParts;
 use iaas_core::Id;
-use iaas_core::Rev;
-use iaas_core::Term;
-use iaas_core::id::Cloud;
-use iaas_core::id::Pool;
-use iaas_core::model::Host;
-use iaas_core::spi::Call;
-use iaas_core::spi::Cancel;
-use iaas_core::spi::Converge;
-use iaas_core::spi::Ctx;
-use iaas_core::spi::Provider;
-use iaas_core::spi::block::AccessSpec;
-use iaas_core::spi::block::PoolVolumeSpec;
-use iaas_core::spi::block::Qos;
 use iaas_core::spi::dataplane::BlockDevice;
-use iaas_core::spi::dataplane::BlockOpener;
-use iaas_core::spi::dataplane::Env;
-use iaas_core::spi::target::Mode;
 use iaas_store::RawAccess;
 use iaas_store::RawPool;
+use iaas_vmm::virtio::vhost_user::DiskServer;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-/// One volume of a GiB in a folder of its own.
+/// One volume in a folder of its own.
 #[derive(Debug)]
 struct Reference(TempDir);
 
-const CLOUD: Id<Cloud> = Id::from_uuid(Uuid::from_u128(1));
-const POOL: Id<Pool> = Id::from_uuid(Uuid::from_u128(2));
-const HOST: Id<Host> = Id::from_uuid(Uuid::from_u128(3));
-
 impl BlockRig for Reference {
     fn open(&self) -> Box<dyn BlockDevice> {
-        let (volumes, state) = (self.0.path().join("volumes"), self.0.path().join("state"));
-        let pool = RawPool::open(&volumes, &state, CLOUD, POOL).expect("a pool");
-        let access = RawAccess::open(&volumes, &state, CLOUD, HOST, POOL).expect("access");
-        let volume = Id::from_uuid(Uuid::from_u128(4));
-        let spec = PoolVolumeSpec {
-            size: 1 << 30,
-            from: None,
-            qos: Qos::default(),
-            key: None,
-            passport: Bytes::new(),
-        };
-        let right = AccessSpec { pool: POOL, volume, term: Term(1), mode: Mode::Write };
-        let seen = Runtime::new().expect("a runtime").block_on(async {
-            pool.claim(&cx()).await.expect("a claim");
-            access.claim(&cx()).await.expect("a claim");
-            pool.ensure(&cx(), volume, Rev(1), &spec).await.expect("a volume");
-            access.ensure(&cx(), Id::from_uuid(Uuid::from_u128(5)), Rev(2), &right).await.expect("access")
-        });
-        let target = seen.is.target.expect("a target");
-        let opener = iaas_store::opener();
-        let grant = opener.prepare(&target).expect("a grant");
-        opener.open(&target, grant, None, &Env::default()).expect("a device")
+        open(self.0.path())
+    }
+
+    fn serve(&self, socket: &Path) -> io::Result<Service> {
+        let us = std::env::current_exe()?;
+        Service::process(Command::new(us).arg(SERVE).arg(self.0.path()).arg(socket))
+    }
+
+    fn peer(&self, socket: &Path) -> Result<Service, String> {
+        let daemon = std::env::var_os("IAAS_BENCH_STORAGE_DAEMON").unwrap_or_else(|| DAEMON.into());
+        let file = data_file(&self.0.path().join("volumes")).map_err(|e| e.to_string())?;
+        let (file, socket) = (file.display(), socket.display());
+        let mut command = Command::new(&daemon);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg("--blockdev").arg(format!(
+            "driver=file,node-name=disk,filename={file},cache.direct=on,aio=io_uring,discard=unmap"
+        ));
+        command.arg("--export").arg(format!(
+            "type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path={socket},writable=on,num-queues=1"
+        ));
+        Service::process(&mut command).map_err(|e| {
+            format!(
+                "`{}` cannot be run ({e}); install qemu-system-common, or name it in IAAS_BENCH_STORAGE_DAEMON",
+                Path::new(&daemon).display()
+            )
+        })
     }
 }
 
-fn cx() -> Ctx {
-    let call = Call {
-        cloud: CLOUD,
-        incarnation: Uuid::from_u128(6),
-        epoch: Epoch(1),
-        op: Id::from_uuid(Uuid::nil()),
-        trace: None,
-        budget: Duration::from_secs(60),
+fn open(folder: &Path) -> Box<dyn BlockDevice> {
+    let (cloud, pool) = (Id::from_uuid(Uuid::from_u128(1)), Id::from_uuid(Uuid::from_u128(2)));
+    let host = Id::from_uuid(Uuid::from_u128(3));
+    let (volumes, state) = (folder.join("volumes"), folder.join("state"));
+    let parts = VolumeParts {
+        cloud,
+        id: pool,
+        pool: Arc::new(RawPool::open(&volumes, &state, cloud, pool).expect("a pool")),
+        access: Arc::new(RawAccess::open(&volumes, &state, cloud, host, pool).expect("access")),
+        opener: Arc::new(iaas_store::opener()),
     };
-    Ctx { call, cancel: Cancel::new() }
+    Runtime::new().expect("a runtime").block_on(parts.open(SIZE)).expect("a volume")
+}
+
+/// The one file of the pool that is as large as the volume.
+fn data_file(volumes: &Path) -> io::Result<PathBuf> {
+    for entry in std::fs::read_dir(volumes)? {
+        let entry = entry?;
+        if entry.metadata()?.len() == SIZE {
+            return Ok(entry.path());
+        }
+    }
+    Err(io::Error::other("the pool keeps no file of the volume's size"))
+}
+
+/// What a runner does with the volume, in a process of its own as a runner does.
+fn serve(folder: &Path, socket: &Path) {
+    let device = open(folder);
+    let listener = UnixListener::bind(socket).expect("a socket");
+    DiskServer::accept(device.as_ref(), "bench", listener).expect("a front-end").wait();
 }
 
 fn main() {
+    let args: Vec<_> = std::env::args_os().collect();
+    if let [_, verb, folder, socket] = args.as_slice()
+        && verb == SERVE
+    {
+        return serve(folder.as_ref(), socket.as_ref());
+    }
     let build = || PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let disk = std::env::var_os("IAAS_BENCH_DIR").map_or_else(build, PathBuf::from);
     let parent = tempfile::tempdir_in(disk).expect("a folder to write to");
@@ -86,3 +103,8 @@ fn main() {
     iaas_benches::block(&mut criterion, &Reference(parent));
     criterion.final_summary();
 }
+
+/// Bytes of the volume.
+const SIZE: u64 = 1 << 30;
+const SERVE: &str = "serve-volume";
+const DAEMON: &str = "qemu-storage-daemon";

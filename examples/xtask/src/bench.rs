@@ -1,8 +1,9 @@
 //! `cargo xtask bench AREA`: one line per figure, `BENCH <name> ours=<x> peer=<y|-> ratio=<r|-> goal=<g|-> PASS|FAIL|INFO`.
 //!
 //! Two sources. Criterion: a group is a figure, its functions `ours` and `peer` are the two sides; with a throughput the figure
-//! is a rate, else nanoseconds. Harnesses: a line `HARNESS <name> ours=<x> peer=<y|->` on their output. A figure with a goal
-//! passes when ours is at least that many times the peer's rate (or, for times, takes at most the peer's time over the goal).
+//! is a rate, else nanoseconds; medians. Harnesses: a line `HARNESS <name> ours=<x> peer=<y|->` on their output, and
+//! `NOTE <text>` for what a reader should know, such as how to get a missing peer. A figure with a goal passes when ours is
+//! at least that many times the peer's rate (or, for times, takes at most the peer's time over the goal).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,21 +17,47 @@ use crate::failure::{Context, Failure, Result};
 use crate::report::line;
 use crate::workspace::{cargo, root};
 
-/// Runs the benches of one area, or of all, and prints their lines. A missed goal is a failure.
+/// Runs the benches of one area, or of all, and prints their lines. A missed goal, or no figure where one must be, is a
+/// failure.
 pub(crate) fn run(area: Option<&str>) -> Result<()> {
+    let areas = areas(area)?;
     let results = results_dir();
     // Figures of an earlier run are not of this one.
     let _ = fs::remove_dir_all(&results);
-    let mut bench = Cmd::new(cargo()).args(["bench", "--package", "iaas-benches"]).dir(&root()).limit(LIMIT);
-    bench = area.into_iter().fold(bench, |bench, area| bench.args(["--bench", area]));
+    let bench = Cmd::new(cargo()).args(["bench", "--package", "iaas-benches"]).dir(&root()).limit(LIMIT);
+    let bench = areas.iter().fold(bench, |bench, (area, _)| bench.args(["--bench", area]));
     let printed = bench.env("IAAS_GUEST_DIR", crate::workspace::guest_dir()).output()?;
-    let mut figures = criterion(&results)?;
-    figures.extend(printed.lines().filter_map(harness));
-    if figures.is_empty() {
-        return Err(Failure::new("the benches left no figure")
-            .remedy("look for their groups and their HARNESS lines"));
-    }
+    let figures = figures(&results, &printed)?;
     figures.iter().for_each(|figure| line(&figure.to_string()));
+    printed.lines().filter(|text| text.starts_with("NOTE ")).for_each(line);
+    judge(&figures, &areas)
+}
+
+/// The areas to run, each with the figures that it must leave.
+fn areas(wanted: Option<&str>) -> Result<Vec<(&'static str, &'static [&'static str])>> {
+    let chosen: Vec<_> = AREAS.into_iter().filter(|(area, _)| wanted.is_none_or(|w| w == *area)).collect();
+    match (chosen.is_empty(), wanted) {
+        (true, Some(wanted)) => Err(Failure::new(format!("there is no area `{wanted}`"))
+            .remedy(format!("choose one of {}", AREAS.map(|(area, _)| area).join(", ")))),
+        _ => Ok(chosen),
+    }
+}
+
+/// All figures of a run, by name.
+fn figures(results: &Path, printed: &str) -> Result<Vec<Figure>> {
+    let mut figures = criterion(results)?;
+    figures.extend(printed.lines().filter_map(harness));
+    figures.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(figures)
+}
+
+fn judge(figures: &[Figure], areas: &[(&str, &[&str])]) -> Result<()> {
+    let must = areas.iter().flat_map(|(_, must)| *must);
+    let gone: Vec<&str> = must.filter(|name| figures.iter().all(|f| f.name != **name)).copied().collect();
+    if !gone.is_empty() {
+        return Err(Failure::new(format!("the benches left no figure {}", gone.join(", ")))
+            .remedy("look for its criterion group or its HARNESS line"));
+    }
     match figures.iter().filter(|f| f.verdict() == "FAIL").count() {
         0 => Ok(()),
         missed => Err(Failure::new(format!("{missed} figures miss their goals"))),
@@ -100,7 +127,7 @@ fn read_criterion(
 ) -> std::result::Result<(String, String, (f64, bool)), String> {
     let group = about["group_id"].as_str().ok_or("no group_id")?;
     let side = about["function_id"].as_str().unwrap_or("ours");
-    let nanoseconds = estimates["mean"]["point_estimate"].as_f64().ok_or("no mean")?;
+    let nanoseconds = estimates["median"]["point_estimate"].as_f64().ok_or("no median")?;
     let amount = about["throughput"].as_object().and_then(|t| t.values().next()?.as_f64());
     let value = amount.map_or((nanoseconds, false), |amount| (amount * 1e9 / nanoseconds, true));
     Ok((group.to_owned(), side.to_owned(), value))
@@ -150,6 +177,14 @@ fn results_dir() -> PathBuf {
 
 /// Name of a figure, and how many times better than its peer it must be. A figure that is not here is told, not judged.
 const GOALS: [(&str, f64); 0] = [];
+/// The benches' programs, and the figures without which a run of one is broken.
+const AREAS: [(&str, &[&str]); 5] = [
+    ("block", &["block.randread.qd32", "block.randwrite.qd32"]),
+    ("control", &["control.ready", "control.ready.commits", "control.ready.synced_bytes"]),
+    ("meter", &["meter.ingest.durable"]),
+    ("network", &["net.mem.64b"]),
+    ("state", &["state.commit.one", "state.commit.64", "state.scan.1000"]),
+];
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 #[cfg(test)]
@@ -159,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_throughput_makes_a_rate_and_none_a_time() {
-        let estimates = json!({"mean": {"point_estimate": 2000.0}});
+        let estimates = json!({"median": {"point_estimate": 2000.0}});
         let about = json!({"group_id": "net.mem.64b", "function_id": "ours", "throughput": {"Elements": 64}});
         // 64 in 2 µs are 32 million a second.
         assert_eq!(
@@ -192,23 +227,74 @@ mod tests {
         assert_eq!(harness("HARNESS broken ours=x"), None);
     }
 
+    /// Criterion's files for one function: the folders' names are cut and changed, the names inside are whole.
+    fn leave(results: &Path, group: &str, side: &str, amount: Option<u64>, nanoseconds: f64) {
+        let new = results.join(group.replace('/', "_")).join(side).join("new");
+        fs::create_dir_all(&new).unwrap();
+        let throughput = amount.map(|n| json!({"Elements": n}));
+        let about = json!({"group_id": group, "function_id": side, "throughput": throughput});
+        fs::write(new.join("benchmark.json"), about.to_string()).unwrap();
+        let estimates = json!({"mean": {"point_estimate": 1.0}, "median": {"point_estimate": nanoseconds}});
+        fs::write(new.join("estimates.json"), estimates.to_string()).unwrap();
+    }
+
     #[test]
-    fn criterions_folders_are_read_by_group() {
-        let dir = std::env::temp_dir().join(format!("xtask-bench-{}", std::process::id()));
-        for (side, nanoseconds) in [("ours", 10.0), ("peer", 40.0)] {
-            let new = dir.join("g").join(side).join("new");
-            fs::create_dir_all(&new).unwrap();
-            let about = json!({"group_id": "g", "function_id": side, "throughput": {"Bytes": 1}});
-            fs::write(new.join("benchmark.json"), about.to_string()).unwrap();
-            fs::write(
-                new.join("estimates.json"),
-                json!({"mean": {"point_estimate": nanoseconds}}).to_string(),
-            )
-            .unwrap();
+    fn both_sides_of_a_group_are_one_figure_whatever_its_name() {
+        let dir = std::env::temp_dir().join(format!("xtask-bench-sides-{}", std::process::id()));
+        for name in ["g", "a.b.c", "a/b.c"] {
+            leave(&dir, name, "ours", Some(1), 10.0);
+            leave(&dir, name, "peer", Some(1), 40.0);
         }
         let figures = criterion(&dir).unwrap();
-        assert_eq!(figures.len(), 1);
-        assert_eq!(figures[0].ratio(), Some(4.0));
+        let names: Vec<_> = figures.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(names, ["a.b.c", "a/b.c", "g"]);
+        assert!(figures.iter().all(|f| f.ratio() == Some(4.0)));
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn every_figure_is_told_under_its_exact_name() {
+        let dir = std::env::temp_dir().join(format!("xtask-bench-names-{}", std::process::id()));
+        leave(&dir, "net.mem.64b", "ours", Some(64), 3200.0);
+        leave(&dir, "meter.ingest.durable", "ours", Some(1), 1e6);
+        leave(&dir, "control.ready", "ours", None, 5e6);
+        let printed = "
+            noise
+            HARNESS block.randread.qd32 ours=50000 peer=40000
+            HARNESS block.randwrite.qd32 ours=30000 peer=-
+            HARNESS control.ready.commits ours=6.00 peer=-
+            HARNESS control.ready.synced_bytes ours=200000.00 peer=-";
+        let printed: String = printed.lines().map(|text| format!("{}\n", text.trim_start())).collect();
+        let figures = figures(&dir, &printed).unwrap();
+        let told: Vec<_> = figures.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "BENCH block.randread.qd32 ours=50000.00 peer=40000.00 ratio=1.25 goal=- INFO",
+                "BENCH block.randwrite.qd32 ours=30000.00 peer=- ratio=- goal=- INFO",
+                "BENCH control.ready ours=5000000.00 peer=- ratio=- goal=- INFO",
+                "BENCH control.ready.commits ours=6.00 peer=- ratio=- goal=- INFO",
+                "BENCH control.ready.synced_bytes ours=200000.00 peer=- ratio=- goal=- INFO",
+                "BENCH meter.ingest.durable ours=1000.00 peer=- ratio=- goal=- INFO",
+                // 64 in 3.2 µs.
+                "BENCH net.mem.64b ours=20000000.00 peer=- ratio=- goal=- INFO",
+            ]
+        );
+        let ran = areas(None).unwrap();
+        let missing = judge(&figures, &ran).unwrap_err().to_string();
+        assert!(missing.contains("state.commit.one"), "{missing}");
+        let ran: Vec<_> = ran.into_iter().filter(|(area, _)| *area != "state").collect();
+        judge(&figures, &ran).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn an_area_that_is_not_there_is_told_with_those_that_are() {
+        let error = areas(Some("disk")).unwrap_err().to_string();
+        assert!(
+            error.contains("`disk`") && error.contains("block, control, meter, network, state"),
+            "{error}"
+        );
+        assert_eq!(areas(Some("network")).unwrap(), [("network", ["net.mem.64b"].as_slice())]);
     }
 }

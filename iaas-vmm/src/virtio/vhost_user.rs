@@ -3,6 +3,18 @@
 //! The front-end gets a connected socket and nothing else. It shares the guest's memory (which must be a shared memfd) and
 //! its rings; this process does the I/O. Reconnecting and in-flight tracking are left out: a front-end that goes away has
 //! ended its VM.
+//!
+//! A runner makes the connection itself ([`DiskServer::start`]). A program that serves a volume to a front-end of its own
+//! choice listens, and takes what connects ([`DiskServer::accept`]):
+//!
+//! ```no_run
+//! use iaas_vmm::virtio::vhost_user::DiskServer;
+//! # fn serve(volume: &dyn iaas_core::spi::dataplane::BlockDevice) -> Result<(), Box<dyn std::error::Error>> {
+//! let listener = std::os::unix::net::UnixListener::bind("/run/cloud/data.sock")?;
+//! DiskServer::accept(volume, "data", listener)?.wait();
+//! # Ok(())
+//! # }
+//! ```
 
 use std::fmt;
 use std::io;
@@ -58,28 +70,45 @@ impl DiskServer {
     /// # Errors
     /// `Unavailable`: no thread or socket can be made. Those of [`BlockDevice::open_queue`].
     pub fn start(volume: &dyn BlockDevice, serial: &str, scratch: &Path) -> Result<(Self, OwnedFd)> {
+        let (listener, theirs) = connection(scratch).map_err(|e| cannot_serve(&e.to_string()))?;
+        Ok((Self::accept(volume, serial, listener)?, theirs.into()))
+    }
+
+    /// Waits for a front-end that connects to `listener`, which must block, and serves `volume` to it alone.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn accept(volume: &dyn BlockDevice, serial: &str, listener: UnixListener) -> Result<Self> {
         let disk = Arc::new(Disk::new(Block::new(volume, serial, QUEUE_SIZE)?)?);
         let memory = Memory::new(GuestMemoryMmap::new());
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), disk.clone(), memory)
             .map_err(|e| cannot_serve(&e.to_string()))?;
         disk.listen_to_volume(&daemon).map_err(|e| cannot_serve(&e.to_string()))?;
-        let (mut listener, theirs) = connection(scratch).map_err(|e| cannot_serve(&e.to_string()))?;
-        daemon.start(&mut listener).map_err(|e| cannot_serve(&e.to_string()))?;
-        Ok((Self { daemon, disk }, theirs.into()))
+        daemon.start(&mut Listener::from(listener)).map_err(|e| cannot_serve(&e.to_string()))?;
+        Ok(Self { daemon, disk })
+    }
+
+    /// Waits until the front-end has gone and the volume has given everything back.
+    pub fn wait(mut self) {
+        self.join();
     }
 
     /// Why the device no longer works, if so: its driver broke the protocol.
     pub fn fault(&self) -> Option<String> {
         self.disk.lock().block.failed().map(ToString::to_string)
     }
+
+    fn join(&mut self) {
+        if let Err(error) = self.daemon.wait() {
+            tracing::debug!(%error, "a vhost-user connection ended");
+        }
+    }
 }
 
 impl Drop for DiskServer {
     fn drop(&mut self) {
         self.daemon.request_shutdown();
-        if let Err(error) = self.daemon.wait() {
-            tracing::debug!(%error, "a vhost-user connection ended");
-        }
+        self.join();
         self.disk.drain();
     }
 }
@@ -91,7 +120,7 @@ impl fmt::Debug for DiskServer {
 }
 
 /// A listener with one connection waiting, and that connection's other end.
-fn connection(scratch: &Path) -> io::Result<(Listener, UnixStream)> {
+fn connection(scratch: &Path) -> io::Result<(UnixListener, UnixStream)> {
     // Named by the folder's descriptor, because a socket's path has at most 107 bytes.
     let folder = std::fs::File::open(scratch)?;
     let name = format!("v{}.sock", uuid::Uuid::new_v4().simple());
@@ -99,7 +128,7 @@ fn connection(scratch: &Path) -> io::Result<(Listener, UnixStream)> {
     let listener = UnixListener::bind(&short)?;
     let theirs = UnixStream::connect(&short);
     std::fs::remove_file(&short)?;
-    Ok((Listener::from(listener), theirs?))
+    Ok((listener, theirs?))
 }
 
 /// What the transport's threads share.
@@ -216,7 +245,10 @@ impl VhostUserBackend for Disk {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK
+        // Memory in slots lets a front-end add and take away one region without naming all others again.
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
     }
 
     fn reset_device(&self) {
