@@ -1,7 +1,8 @@
 //! `cargo xtask fresh-check`: does it work on a machine that has nothing but Rust, git and a C compiler?
 //!
-//! Makes a Debian 12 root in `target/fresh/`, clones HEAD into it and runs both commands of the README there. The Rust toolchain
-//! of this machine is mounted read-only. All mounts and processes live in namespaces of their own and end with the check.
+//! Makes a Debian 12 root in `target/fresh/`, clones HEAD into it and runs both commands of the README there as root, then the
+//! tests once more as an ordinary user who has neither `/dev/kvm` nor `/dev/net/tun`. The Rust toolchain of this machine is
+//! mounted read-only. All mounts and processes live in namespaces of their own and end with the check.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,15 @@ use crate::failure::{Context, Failure, Result};
 use crate::report::{line, step};
 use crate::workspace::{root, which};
 
-/// Runs the check: all of `commands`, or both commands of the README when there is none.
+/// Who runs a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Root,
+    /// Without rights, and without the devices that a virtual machine or a network may want.
+    User,
+}
+
+/// Runs the check: all of `commands` as root, or when there is none those of the README, the tests also as a user.
 pub(crate) fn run(commands: &[String]) -> Result<()> {
     if !Uid::effective().is_root() {
         return Err(Failure::new("a chroot needs root").remedy("run `cargo xtask fresh-check` as root"));
@@ -30,12 +39,9 @@ pub(crate) fn run(commands: &[String]) -> Result<()> {
     })?;
     clone(&instance)?;
     let toolchain = toolchain()?;
-    let outcome = README
-        .iter()
-        .map(|c| (*c).to_owned())
-        .filter(|_| commands.is_empty())
-        .chain(commands.iter().cloned())
-        .try_for_each(|command| inside(&instance, &toolchain, &command));
+    let given: Vec<(&str, Who)> = commands.iter().map(|command| (command.as_str(), Who::Root)).collect();
+    let wanted = if given.is_empty() { &README[..] } else { &given[..] };
+    let outcome = wanted.iter().try_for_each(|(command, who)| inside(&instance, &toolchain, command, *who));
     if outcome.is_ok() {
         fs::remove_dir_all(&instance).at(&instance)?;
         line("FRESH-CHECK OK");
@@ -100,14 +106,17 @@ fn toolchain() -> Result<PathBuf> {
 }
 
 /// Runs one command line in the root, under namespaces that end with it.
-fn inside(instance: &Path, toolchain: &Path, command: &str) -> Result<()> {
-    line(&format!("fresh-check: {command}"));
-    let script = script(instance, toolchain, command);
+fn inside(instance: &Path, toolchain: &Path, command: &str, who: Who) -> Result<()> {
+    let shown = match who {
+        Who::Root => command.to_owned(),
+        Who::User => format!("{command} (as an ordinary user)"),
+    };
+    line(&format!("fresh-check: {shown}"));
+    let script = script(instance, toolchain, command, who);
     let run = Cmd::new("unshare")
         .args(["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation", "private"])
         .args(["sh", "-euc", &script])
         .limit(RUN_LIMIT);
-    let shown = command.to_owned();
     run.run().map_err(|failure| {
         Failure::new(format!(
             "`{shown}` on a fresh Debian 12: {}",
@@ -117,7 +126,7 @@ fn inside(instance: &Path, toolchain: &Path, command: &str) -> Result<()> {
     })
 }
 
-fn script(instance: &Path, toolchain: &Path, command: &str) -> String {
+fn script(instance: &Path, toolchain: &Path, command: &str, who: Who) -> String {
     let (root, toolchain) = (quoted(&instance.to_string_lossy()), quoted(&toolchain.to_string_lossy()));
     let config = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
@@ -128,19 +137,23 @@ fn script(instance: &Path, toolchain: &Path, command: &str) -> String {
         .iter()
         .filter_map(|name| Some(format!(" {name}={}", quoted(&std::env::var(name).ok()?))))
         .collect();
+    let (home, user, prepare) = match who {
+        Who::Root => ("/root", "", ""),
+        Who::User => ("/home/user", "--userspec=1000:1000 --groups= ", FOR_USER),
+    };
     format!(
         "root={root}
 mount -t proc proc \"$root/proc\"
 mount --rbind /sys \"$root/sys\"
 mount --rbind /dev \"$root/dev\"
-mkdir -p \"$root/opt/rust\" \"$root/root/.cargo\"
+mkdir -p \"$root/opt/rust\" \"$root/src/cargo\" \"$root/home/user\"
 mount --bind {toolchain} \"$root/opt/rust\"
 mount -o remount,bind,ro \"$root/opt/rust\"
 test ! -e {CERTIFICATES} || cp -L {CERTIFICATES} \"$root{CERTIFICATES}\"
 cp -L /etc/resolv.conf /etc/hosts \"$root/etc/\"
-test ! -e {config} || cp {config} \"$root/root/.cargo/config.toml\"
-exec env -i HOME=/root TERM=dumb LANG=C.UTF-8 CARGO_TERM_COLOR=never PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin{passed} \\
-    chroot \"$root\" sh -euc {}",
+test ! -e {config} || cp {config} \"$root/src/cargo/config.toml\"
+{prepare}exec env -i HOME={home} CARGO_HOME=/src/cargo TERM=dumb LANG=C.UTF-8 CARGO_TERM_COLOR=never \\
+    PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin{passed} chroot {user}\"$root\" sh -euc {}",
         quoted(&format!("cd /src/iaas; {command}"))
     )
 }
@@ -150,7 +163,16 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-const README: [&str; 2] = ["cargo xtask quickstart", "cargo xtask test"];
+const README: [(&str, Who); 3] =
+    [("cargo xtask quickstart", Who::Root), ("cargo xtask test", Who::Root), ("cargo xtask test", Who::User)];
+/// Everything that was built is the user's, and the devices are nobody's.
+const FOR_USER: &str = "chown -R 1000:1000 \"$root/src\" \"$root/home/user\"
+touch \"$root/src/nothing\"
+chmod 000 \"$root/src/nothing\"
+for device in kvm net/tun; do
+    test ! -e \"$root/dev/$device\" || mount --bind \"$root/src/nothing\" \"$root/dev/$device\"
+done
+";
 /// A proxy may have an authority of its own.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How this machine reaches the outside.
@@ -175,7 +197,11 @@ mod tests {
     #[test]
     fn a_command_reaches_the_shell_inside_as_it_was_given() {
         assert_eq!(quoted("it's"), "'it'\\''s'");
-        let script = script(Path::new("/fresh root"), Path::new("/rust"), "echo 'a b'");
+        let script = |who| script(Path::new("/fresh root"), Path::new("/rust"), "echo 'a b'", who);
+        let user = script(Who::User);
+        assert!(user.contains("/dev/$device") && user.contains("chroot --userspec=1000:1000"), "{user}");
+        let script = script(Who::Root);
+        assert!(!script.contains("userspec") && !script.contains("nothing"), "{script}");
         assert!(script.starts_with("root='/fresh root'\n"), "{script}");
         assert!(script.ends_with("sh -euc 'cd /src/iaas; echo '\\''a b'\\'''"), "{script}");
         assert!(
