@@ -1,6 +1,7 @@
 //! The providers, by site, and the context of calls to them.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,13 @@ pub trait Blobs: Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` if there is no room.
     async fn put(&self, bytes: Bytes) -> Result<Digest>;
+
+    /// Forgets what is not in `wanted` and was last put longer than `unused` ago, by the blobs' own clock: what was just put
+    /// is about to be named.
+    ///
+    /// # Errors
+    /// `Unavailable` if something could not be removed; call again.
+    async fn retain(&self, wanted: &BTreeSet<Digest>, unused: Duration) -> Result<()>;
 }
 
 /// The providers that a cloud acts through.

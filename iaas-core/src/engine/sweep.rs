@@ -20,6 +20,7 @@ use super::reconcile::SELF;
 use super::reconcile::Work;
 use super::sites::artifact_id;
 use super::state::State;
+use crate::Digest;
 use crate::Id;
 use crate::ObjectRef;
 use crate::Result;
@@ -67,6 +68,8 @@ impl Sweeper {
             self.sweep(work, &format!("{id}"), &**pool, |s, id| s.volumes.contains_key(&id.cast())).await?;
         }
         forget_operations(&work.committer).await?;
+        let named: BTreeSet<Digest> = work.committer.read(|s| named(s).collect());
+        work.blobs.retain(&named, UNNAMED).await?;
         Ok(Next::Check(EVERY))
     }
 
@@ -139,11 +142,14 @@ pub async fn evict_artifacts(work: &Work) -> Result<Next> {
 
 /// The artifacts that images name.
 fn wanted(state: &State) -> BTreeSet<Id<crate::spi::artifact::Artifact>> {
-    let digests = state.images.values().flat_map(|image| {
+    named(state).map(artifact_id).collect()
+}
+
+fn named(state: &State) -> impl Iterator<Item = Digest> {
+    state.images.values().flat_map(|image| {
         let ImageSpec::Kernel { kernel, initrd, .. } = &image.spec;
         std::iter::once(*kernel).chain(*initrd)
-    });
-    digests.map(artifact_id).collect()
+    })
 }
 
 /// Forgets operations that ended long ago, or whose owner is gone.
@@ -171,6 +177,8 @@ async fn forget_operations(committer: &Arc<Committer>) -> Result<()> {
 
 /// How often a site is swept.
 const EVERY: Duration = Duration::from_secs(60);
+/// How long a blob that no image names is kept: an import puts it before its image names it.
+const UNNAMED: Duration = Duration::from_secs(3600);
 /// Objects per page of an inventory.
 const PAGE: usize = 256;
 /// The most orphans that a sweep removes by itself.
