@@ -1,6 +1,10 @@
-//! Every fake keeps its contract, in this process and over the wire.
+//! Every fake keeps its contract, in this process and over the wire; and so does what this crate itself brings.
 #![cfg(feature = "conformance")]
 
+use std::sync::Arc;
+
+use iaas_core::engine::placement::FirstFit;
+use iaas_core::spi::placement::Placement;
 use iaas_core::testing::conformance::artifacts;
 use iaas_core::testing::conformance::fakes::*;
 use iaas_core::testing::conformance::hypervisor;
@@ -60,4 +64,17 @@ async fn the_fakes_that_own_nothing_on_a_host() {
     small::run_audit(&FakeAuditRig::default()).await.assert_clean();
     small::run_keys(&FakeKeysRig::default()).await.assert_clean();
     small::run_placement(&FakePlacementRig).await.assert_clean();
+}
+
+#[tokio::test]
+async fn first_fit_keeps_the_contract_of_placements() {
+    small::run_placement(&FirstFitRig).await.assert_clean();
+}
+
+struct FirstFitRig;
+
+impl small::PlacementRig for FirstFitRig {
+    fn placement(&self) -> Arc<dyn Placement> {
+        Arc::new(FirstFit)
+    }
 }

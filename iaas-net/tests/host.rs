@@ -18,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use iaas_core::Cidr;
 use iaas_core::Epoch;
+use iaas_core::ErrorKind;
 use iaas_core::Id;
 use iaas_core::Mac;
 use iaas_core::ObjectRef;
@@ -42,6 +43,7 @@ use iaas_core::spi::network::NetUpdate;
 use iaas_core::spi::network::Plug;
 use iaas_core::spi::network::PlugSpec;
 use iaas_core::spi::network::Plugs;
+use iaas_core::spi::target::Form;
 use iaas_core::spi::target::Target;
 use iaas_core::testing::conformance::net_program;
 use iaas_core::testing::conformance::net_program::NetRig;
@@ -64,6 +66,10 @@ const STORIES: &[Story] = &[
     ("a_killed_switch_comes_back_and_no_frame_is_lost", || {
         Box::pin(a_killed_switch_comes_back_and_no_frame_is_lost())
     }),
+    ("a_runner_gets_the_offloads_that_the_host_agreed_to", || {
+        Box::pin(a_runner_gets_the_offloads_that_the_host_agreed_to())
+    }),
+    ("who_listens_hears_which_plug_changed", || Box::pin(who_listens_hears_which_plug_changed())),
     ("guests_do_not_notice_a_restart_of_control", || Box::pin(guests_do_not_notice_a_restart_of_control())),
     ("a_switch_that_died_with_control_is_back_with_it", || {
         Box::pin(a_switch_that_died_with_control_is_back_with_it())
@@ -330,6 +336,40 @@ async fn a_killed_switch_comes_back_and_no_frame_is_lost() {
     }
     let seen = network.plugs().observe(&cx(1), plug).await.unwrap().unwrap();
     assert_eq!((seen.is.program, seen.is.peer_up), (Rev(7), true));
+    host.end().await;
+}
+
+async fn a_runner_gets_the_offloads_that_the_host_agreed_to() {
+    let (mut host, street) = (Host::new(), Street::new());
+    let agreed = Offloads { checksum: true, tso6: true, ..Offloads::default() };
+    host.settings.offloads = agreed;
+    let network = host.open().await;
+    street.sync(&network, 1).await;
+    let spec = PlugSpec { port: street.ports[1], term: Term(1), queues: 1 };
+    let seen = network.plugs().ensure(&cx(1), id(), Rev(1), &spec).await.unwrap();
+    let mut target = seen.is.target.unwrap();
+    let mut port = open(&network, &target).await;
+    assert_eq!(port.offloads(Offloads { checksum: true, tso4: true, tso6: true, uso: true }), agreed);
+    // The target's only form is that of the opener; another version of it is not opened.
+    let (known, of) = RingOpener.scheme();
+    let Form::Opener { scheme, version, .. } = &mut target.forms[0] else { panic!("{:?}", target.forms) };
+    assert_eq!((scheme.as_str(), *version), (known, of));
+    *version += 1;
+    assert_eq!(RingOpener.prepare(&target).unwrap_err().kind(), ErrorKind::Unsupported);
+    host.end().await;
+}
+
+async fn who_listens_hears_which_plug_changed() {
+    let (host, street) = (Host::new(), Street::new());
+    let network = host.open().await;
+    let mut changes = network.plugs().changes(&cx(1)).await.unwrap();
+    street.sync(&network, 1).await;
+    let (plug, _port) = street.plug(&network, 1).await;
+    network.plugs().remove(&cx(1), plug, Rev(1)).await.unwrap();
+    let mut heard = Vec::new();
+    while heard.last() != Some(&plug.object()) {
+        heard.push(changes.next().await.unwrap().unwrap());
+    }
     host.end().await;
 }
 

@@ -12,14 +12,30 @@ use std::process::ChildStdin;
 use std::process::ChildStdout;
 use std::process::Command;
 use std::process::Stdio;
+use std::time::Duration;
 
+use iaas_core::Id;
+use iaas_core::ObjectRef;
+use iaas_core::Rev;
 use iaas_core::Term;
+use iaas_core::spi::Converge;
+use iaas_core::spi::Feed;
+use iaas_core::spi::Provider;
+use iaas_core::spi::block::Access;
+use iaas_core::spi::block::AccessSpec;
+use iaas_core::spi::block::FreezeTicket;
+use iaas_core::spi::dataplane::BlockDevice;
 use iaas_core::spi::dataplane::BlockOp;
+use iaas_core::spi::dataplane::BlockOpener;
+use iaas_core::spi::dataplane::Env;
+use iaas_core::spi::dataplane::Grant;
 use iaas_core::spi::dataplane::IoBuffers;
+use iaas_core::spi::target::Form;
 use iaas_core::spi::target::Mode;
 use iaas_store::IoEngine;
 use proptest::prelude::*;
 use support::*;
+use uuid::Uuid;
 
 /// An operation of the model: places and lengths in blocks of 512 bytes.
 #[derive(Clone, Debug)]
@@ -228,6 +244,78 @@ async fn a_released_volume_is_written_by_the_next_and_not_by_the_one_who_gave_it
     // The same term: it is free.
     let second = open(&place.target(1, Mode::Write).await, IoEngine::Best).unwrap();
     assert_eq!(read(&mut *second.open_queue(1).unwrap(), 0, 512).unwrap(), [1; 512]);
+}
+
+#[tokio::test]
+async fn an_open_device_takes_the_size_that_the_pool_gave_it_and_no_other() {
+    for engine in engines() {
+        let place = Place::new();
+        let device: Box<dyn BlockDevice> = open(&place.target(1, Mode::Write).await, engine).unwrap();
+        let mut queue = device.open_queue(1).unwrap();
+        write(&mut *queue, SIZE - 512, &[1; 512]).unwrap();
+        let early = device.resize(2 * SIZE).unwrap_err();
+        assert_eq!(early.kind(), iaas_core::ErrorKind::Conflict);
+        assert_eq!(device.geometry().size, SIZE);
+
+        place.pool().ensure(&cx(1), VOLUME, Rev(2), &spec(2 * SIZE)).await.unwrap();
+        assert_eq!(read(&mut *queue, SIZE, 512).unwrap_err().kind(), ErrorKind::InvalidInput, "not told yet");
+        device.resize(2 * SIZE).unwrap();
+        assert_eq!(device.geometry().size, 2 * SIZE);
+        assert_eq!(read(&mut *queue, SIZE, 512).unwrap(), [0; 512], "new bytes are zero");
+        write(&mut *queue, 2 * SIZE - 512, &[2; 512]).unwrap();
+        flush(&mut *queue).unwrap();
+        assert_eq!(read(&mut *queue, SIZE - 512, 512).unwrap(), [1; 512]);
+        assert_eq!(device.resize(SIZE).unwrap_err().kind(), iaas_core::ErrorKind::Conflict, "none shrinks");
+    }
+}
+
+#[tokio::test]
+async fn a_raw_file_refuses_to_freeze_and_goes_on() {
+    let place = Place::new();
+    let device = open(&place.target(1, Mode::Write).await, IoEngine::Best).unwrap();
+    let mut queue = device.open_queue(1).unwrap();
+    let refused = device.freeze(&FreezeTicket(bytes::Bytes::from_static(b"ticket"))).unwrap_err();
+    assert_eq!(refused.kind(), iaas_core::ErrorKind::Unsupported);
+    assert_eq!(refused.outcome(), iaas_core::Outcome::NotDone, "the caller may thaw the others at once");
+    write(&mut *queue, 0, &[3; 512]).unwrap();
+    flush(&mut *queue).unwrap();
+}
+
+#[tokio::test]
+async fn a_target_names_the_scheme_of_its_opener_and_other_schemes_are_refused() {
+    let place = Place::new();
+    let opener: &dyn BlockOpener = &iaas_store::opener();
+    let mut target = place.target(1, Mode::Write).await;
+    let (known, of) = opener.scheme();
+    let Form::Opener { scheme, version, .. } = &mut target.forms[0] else { panic!("{target:?}") };
+    assert_eq!((scheme.as_str(), *version), (known, of));
+    *version += 1;
+    assert_eq!(opener.prepare(&target).unwrap_err().kind(), iaas_core::ErrorKind::Unsupported);
+    target = place.target(1, Mode::Write).await;
+    let without = opener.open(&target, Grant::default(), None, &Env::default()).unwrap_err();
+    assert_eq!(without.kind(), iaas_core::ErrorKind::Invalid, "stage two opens nothing by itself");
+}
+
+#[tokio::test]
+async fn who_listens_hears_which_volume_and_which_access_changed() {
+    let place = Place::new();
+    let (pool, access) = (place.pool(), place.access());
+    let mut volumes = pool.changes(&cx(1)).await.unwrap();
+    let mut accesses = access.changes(&cx(1)).await.unwrap();
+    pool.ensure(&cx(1), VOLUME, Rev(1), &spec(SIZE)).await.unwrap();
+    assert_eq!(heard(&mut volumes).await, VOLUME.object());
+    let id: Id<Access> = Id::from_uuid(Uuid::from_u128(5));
+    let wish = AccessSpec { pool: POOL, volume: VOLUME, term: Term(1), mode: Mode::Read };
+    access.ensure(&cx(1), id, Rev(1), &wish).await.unwrap();
+    assert_eq!(heard(&mut accesses).await, id.object());
+    pool.remove(&cx(1), VOLUME, Rev(1)).await.unwrap();
+    assert_eq!(heard(&mut volumes).await, VOLUME.object());
+}
+
+/// What the feed says next; it must say something.
+async fn heard(feed: &mut Feed<ObjectRef>) -> ObjectRef {
+    let next = tokio::time::timeout(Duration::from_secs(60), feed.next()).await;
+    next.expect("nothing was told within a minute").unwrap().unwrap()
 }
 
 /// Not a test of its own: the other process. It opens the volume at the term that it is told and does what it reads line by

@@ -64,3 +64,18 @@ impl inventory::InventoryRig for Machine {
 async fn the_inventory_of_this_machine_keeps_its_contract() {
     inventory::run(&Machine(Mutex::default())).await.assert_clean();
 }
+
+// A management controller is an option of a host, and this one has none.
+// surface: Power::is_on excused by HostProviders::power
+// surface: Power::set excused by HostProviders::power
+//
+// Who has no key to seal to gets nothing sealed: a key manager has nobody to work for.
+// surface: KeyManager::generate excused by Hello::seal_to
+// surface: KeyManager::rewrap excused by Hello::seal_to
+// surface: KeyManager::seal excused by Hello::seal_to
+#[tokio::test(flavor = "multi_thread")]
+async fn this_machine_opens_no_secrets_and_says_so() {
+    let machine = Machine(Mutex::default());
+    let hello = machine.fresh().await.unwrap().hello().await.unwrap();
+    assert_eq!(hello.seal_to, None);
+}

@@ -46,7 +46,7 @@ impl Rig {
 }
 
 fn readable(port: &RingPort) -> bool {
-    let mut fds = [rustix::event::PollFd::new(&port.events, rustix::event::PollFlags::IN)];
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(port.event_fd(), rustix::event::PollFlags::IN)];
     rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
 }
 
@@ -59,6 +59,18 @@ fn next(link: &mut RingLink) -> Option<Vec<u8>> {
 fn frame(n: usize) -> Vec<u8> {
     let len = [26, 60, 1514, 9000, 40_000, LARGEST_FRAME][n % 6] + n % 6 % 2;
     vec![u8::try_from(n % 251).unwrap(); len.min(LARGEST_FRAME)]
+}
+
+#[test]
+fn a_port_takes_of_what_is_wanted_only_what_was_agreed() {
+    let all = Offloads { checksum: true, tso4: true, tso6: true, uso: true };
+    let agreed = Offloads { checksum: true, tso4: true, ..Offloads::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let listener = socket::listen(&dir.path().join("p.sock")).unwrap();
+    let mut port = RingPort::new(listener, agreed).unwrap();
+    assert_eq!(port.offloads(all), agreed);
+    assert_eq!(port.offloads(Offloads { tso4: false, ..all }), Offloads { tso4: false, ..agreed });
+    assert_eq!(port.offloads(Offloads::default()), Offloads::default());
 }
 
 #[test]
