@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on shall fail")]
 
+mod peers;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
@@ -145,11 +147,16 @@ async fn shop(me: &Session, kernel: &Path, initrd: &Path) -> Shop {
 fn holds_nothing_of_the_host(qemu: i32) {
     let named = named_sockets();
     let files = files_of(qemu);
+    let runner = parent_of(qemu);
+    let kept = files_of(runner);
     assert!(files.iter().any(|(_, file)| file.starts_with("/memfd:mem")), "{files:?}");
     for (fd, file) in files {
         let socket = file.strip_prefix("socket:[").and_then(|s| s.strip_suffix("]"));
         if let Some(inode) = socket {
             assert_eq!(named.get(inode).map(String::as_str), Some(""), "fd {fd}: {file} is no unnamed pair");
+            let peer = peers::peer(inode.parse().unwrap()).map(|peer| format!("socket:[{peer}]"));
+            let at_runner = peer.as_ref().is_some_and(|peer| kept.iter().any(|(_, file)| file == peer));
+            assert!(at_runner, "fd {fd}: the peer {peer:?} of {file} is not at the runner: {kept:?}");
             continue;
         }
         let harmless = ["/dev/null", "/memfd:", "anon_inode:", "/dev/kvm", "/dev/urandom", "pipe:["];
@@ -157,6 +164,13 @@ fn holds_nothing_of_the_host(qemu: i32) {
         assert!(own || harmless.iter().any(|start| file.starts_with(start)), "fd {fd} is {file}");
         assert!(!file.contains("/volumes/"), "fd {fd} is the volume {file}");
     }
+}
+
+/// The process that started another; proc_pid_stat(5), field 4.
+fn parent_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = &stat[stat.rfind(')').unwrap() + 1..];
+    after_name.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// The Unix sockets of this machine by inode, with their paths. Sockets of other families are not in it.
