@@ -380,7 +380,7 @@ const REFERENCES: [&str; 17] = [
     "examples/bring_your_own",
     "examples/tests",
     "iaas-core/src/engine/placement.rs",
-    "iaas-core/src/spi/base",
+    "iaas-core/src/spi",
     "iaas-core/src/store",
     "iaas-core/src/security",
     "iaas-vmm/src",
