@@ -377,7 +377,7 @@ const REFERENCES: [&str; 17] = [
     "iaas-core/tests/base.rs",
     "iaas-core/tests/state_store.rs",
     "iaas-core/tests/policy_and_usage.rs",
-    "examples/bring_your_own",
+    "examples/bring_your_own.rs",
     "examples/tests",
     "iaas-core/src/engine/placement.rs",
     "iaas-core/src/spi",

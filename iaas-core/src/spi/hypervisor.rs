@@ -62,6 +62,23 @@ pub struct VmSpec {
     pub passport: Bytes,
 }
 
+impl VmSpec {
+    /// A VM that runs as boot 1 of placement 1, without devices, lease, metadata and passport.
+    pub fn new(vcpus: u32, memory: u64, origin: Origin) -> Self {
+        Self {
+            term: Term(1),
+            run: Run::On(Boot(1)),
+            vcpus,
+            memory,
+            origin,
+            devices: BTreeMap::new(),
+            lease: None,
+            metadata: None,
+            passport: Bytes::new(),
+        }
+    }
+}
+
 /// Whether a VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Run {

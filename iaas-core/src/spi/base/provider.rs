@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -11,17 +11,15 @@ use std::sync::PoisonError;
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::OwnedMutexGuard;
-use tokio::sync::OwnedRwLockReadGuard;
 use tokio::sync::broadcast;
 
-use super::Look;
-use super::Maker;
-use super::Spec;
 use super::fence::Fence;
 use super::fence::stamp;
-use super::shelf::Shelf;
+use super::maker::Look;
+use super::maker::Maker;
+use super::maker::Spec;
+use super::notes::Notes;
 use crate::Entity;
 use crate::Error;
 use crate::Id;
@@ -52,14 +50,14 @@ type Things<M> = BTreeMap<Id<<M as Maker>::Kind>, Thing<<M as Maker>::Kind>>;
 /// The locks of the things that are being looked at or changed.
 type Busy<M> = BTreeMap<Id<<M as Maker>::Kind>, Arc<tokio::sync::Mutex<()>>>;
 
-/// A [`Maker`] made a provider. Needs a tokio runtime: a change goes on when its caller goes away.
+/// A [`Maker`] made a provider. A change goes on when its caller goes away.
 #[derive(Debug)]
-pub struct Base<M: Maker>(Arc<Inner<M>>);
+pub(super) struct Base<M: Maker>(Arc<Inner<M>>);
 
 #[derive(Debug)]
 struct Inner<M: Maker> {
-    maker: Arc<M>,
-    shelf: Arc<dyn Shelf>,
+    maker: M,
+    notes: Arc<Notes>,
     fence: Fence,
     things: Mutex<Things<M>>,
     /// One change or look at a time for each id.
@@ -67,7 +65,7 @@ struct Inner<M: Maker> {
     changed: broadcast::Sender<ObjectRef>,
 }
 
-/// What the shelf keeps of a thing, from before it is made until after it is gone.
+/// What the notes keep of a thing, from before it is made until after it is gone.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound = "")]
 struct Thing<K: Kind> {
@@ -86,97 +84,97 @@ impl<K: Kind> Clone for Thing<K> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum State {
+    /// Being made for the first time.
     Half,
+    /// Made before, and being brought to a new spec.
+    Changing,
     Made,
     Leaving,
 }
 
 impl<M: Maker> Base<M> {
-    /// Opens it on what `shelf` remembers. Give each provider a shelf of its own.
-    pub fn open(maker: Arc<M>, shelf: Arc<dyn Shelf>) -> Result<Self> {
-        let mut kept = shelf.all()?;
-        let site = kept.remove(Fence::key());
-        let fence = Fence::open(Arc::clone(&shelf), site.as_deref())?;
-        let things =
-            kept.values().map(|bytes| decoded::<Thing<M::Kind>>(bytes).map(|thing| (thing.id, thing)));
-        let things = Mutex::new(things.collect::<Result<_>>()?);
+    /// Opens it on what `notes` remember.
+    pub(super) fn open(maker: M, notes: Arc<Notes>) -> Result<Self> {
+        let fence = Fence::open(Arc::clone(&notes))?;
+        let things = notes.all::<Thing<M::Kind>>(&format!("{}-", M::Kind::NAME))?;
+        let things = Mutex::new(things.into_iter().map(|thing| (thing.id, thing)).collect());
         let (changed, _) = broadcast::channel(256);
-        Ok(Self(Arc::new(Inner { maker, shelf, fence, things, busy: Mutex::default(), changed })))
+        Ok(Self(Arc::new(Inner { maker, notes, fence, things, busy: Mutex::default(), changed })))
     }
 
-    /// The maker.
-    pub fn maker(&self) -> &Arc<M> {
+    pub(super) fn maker(&self) -> &M {
         &self.0.maker
     }
 
-    /// Waits until every change that is under way has ended: before the shelf is opened again in the same process.
-    pub async fn drain(&self) {
-        self.0.fence.drain().await;
-    }
-
     /// The spec of a thing of the asking cloud.
-    ///
-    /// # Errors
-    /// `NotFound` if there is none.
-    pub fn own(&self, cx: &Ctx, id: Id<M::Kind>) -> Result<Spec<M>> {
-        let thing = self.0.thing(id).filter(|t| t.tag.cloud == cx.call.cloud);
-        thing.map(|t| t.spec).ok_or_else(|| missing(id))
+    pub(super) fn own(&self, cx: &Ctx, id: Id<M::Kind>) -> Result<Spec<M>> {
+        self.0.own(&cx.call, id).map(|thing| thing.spec)
     }
 
-    /// Does something else to a thing of the asking cloud, under the same fence as the four verbs.
-    pub(super) async fn act<T: Send + 'static, F>(
+    /// Changes `id` as the only one, if the fence admits the call. Goes on if the caller goes away: it was let in before,
+    /// so that no claim can return between the caller's going and the end of the change.
+    pub(super) async fn change<T: Send + 'static>(
         &self,
         cx: &Ctx,
         id: Id<M::Kind>,
-        act: impl FnOnce() -> F + Send + 'static,
-    ) -> Result<T>
-    where
-        F: Future<Output = Result<T>> + Send + 'static,
-    {
+        act: impl FnOnce(&M) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.inside(cx, id, move |inner, call| inner.own(call, id).and_then(|_| act(&inner.maker))).await
+    }
+
+    async fn inside<T: Send + 'static>(
+        &self,
+        cx: &Ctx,
+        id: Id<M::Kind>,
+        act: impl FnOnce(&Inner<M>, &Call) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (inner, call) = (Arc::clone(&self.0), cx.call.clone());
-        let inside = inner.fence.enter(&call).await?;
-        onward(inside, async move {
-            let _alone = inner.alone(id).await;
-            let ours = inner.thing(id).filter(|t| t.tag.cloud == call.cloud);
-            ours.ok_or_else(|| missing(id))?;
-            act().await
+        let inside = inner.fence.inside().await;
+        let alone = inner.alone(id).await;
+        blocking(move || {
+            let _held = (inside, alone);
+            inner.fence.learn(|leaders| leaders.admit(&call))?;
+            act(&inner, &call)
+        })
+        .await
+    }
+
+    /// Looks at `id` while nobody changes it.
+    async fn looking<T: Send + 'static>(
+        &self,
+        id: Id<M::Kind>,
+        look: impl FnOnce(&Inner<M>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.0);
+        let alone = inner.alone(id).await;
+        blocking(move || {
+            let _held = alone;
+            look(&inner)
         })
         .await
     }
 }
 
-/// Runs `change` to its end even if the caller goes away. It was let in before, so that no claim can return between the
-/// caller's going and the first step of the change.
-async fn onward<T: Send + 'static>(
-    inside: OwnedRwLockReadGuard<()>,
-    change: impl Future<Output = Result<T>> + Send + 'static,
+/// Runs what may block, to its end. A panic of it is an error.
+pub(super) async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let task = tokio::spawn(async move {
-        let _inside = inside;
-        change.await
-    });
-    let ended = task.await;
-    ended.unwrap_or_else(|e| Err(Error::internal("the provider failed in the midst of a change").because(&e)))
+    let ended = tokio::task::spawn_blocking(act).await;
+    ended
+        .unwrap_or_else(|e| Err(Error::internal("the provider broke off in the midst of a call").because(&e)))
 }
 
-fn missing<K: Entity>(id: Id<K>) -> Error {
-    Error::not_found(format!("there is no {} with this id", K::NAME)).about(id.object())
+/// Opens the provider of a maker on a folder of notes.
+pub(super) async fn open<M: Maker>(
+    folder: PathBuf,
+    maker: impl FnOnce(&Arc<Notes>) -> M + Send + 'static,
+) -> Result<Base<M>> {
+    let notes = Notes::open(folder).await?;
+    blocking(move || Base::open(maker(&notes), notes)).await
 }
 
 fn refused(why: impl Into<String>) -> Error {
     Error::conflict(why).outcome_is(Outcome::NotDone)
-}
-
-pub(super) fn encoded(value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    ciborium::into_writer(value, &mut bytes)
-        .map_err(|e| Error::internal("a note of the provider cannot be written").because(&e))?;
-    Ok(bytes)
-}
-
-pub(super) fn decoded<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    ciborium::from_reader(bytes)
-        .map_err(|e| Error::internal("a note of the provider cannot be read").because(&e))
 }
 
 impl<M: Maker> Inner<M> {
@@ -186,6 +184,12 @@ impl<M: Maker> Inner<M> {
 
     fn thing(&self, id: Id<M::Kind>) -> Option<Thing<M::Kind>> {
         self.things().get(&id).cloned()
+    }
+
+    fn own(&self, call: &Call, id: Id<M::Kind>) -> Result<Thing<M::Kind>> {
+        self.thing(id).filter(|t| t.tag.cloud == call.cloud).ok_or_else(|| {
+            Error::not_found(format!("there is no {} with this id", M::Kind::NAME)).about(id.object())
+        })
     }
 
     async fn alone(&self, id: Id<M::Kind>) -> OwnedMutexGuard<()> {
@@ -199,8 +203,7 @@ impl<M: Maker> Inner<M> {
 
     /// Keeps what is known of `id`, or forgets it.
     fn keep(&self, id: Id<M::Kind>, thing: Option<Thing<M::Kind>>) -> Result<()> {
-        let bytes = thing.as_ref().map(encoded).transpose()?;
-        self.shelf.put(&format!("{}-{id}", M::Kind::NAME), bytes.as_deref())?;
+        self.notes.put(&format!("{}-{}", M::Kind::NAME, id.uuid()), thing.as_ref())?;
         match thing {
             Some(thing) => self.things().insert(id, thing),
             None => self.things().remove(&id),
@@ -208,68 +211,74 @@ impl<M: Maker> Inner<M> {
         Ok(())
     }
 
-    async fn ensure(&self, call: &Call, id: Id<M::Kind>, rev: Rev, spec: &Spec<M>) -> Result<Seen<M::Kind>> {
-        let _alone = self.alone(id).await;
+    fn ensure(&self, call: &Call, id: Id<M::Kind>, rev: Rev, spec: &Spec<M>) -> Result<Seen<M::Kind>> {
         let old = self.thing(id);
-        self.may_ensure(old.as_ref(), call, rev, spec)
+        self.may_ensure(old.as_ref(), call, id, rev, spec)
             .map_err(|e| e.outcome_is(Outcome::NotDone).about(id.object()))?;
         let tag = Tag { cloud: call.cloud, incarnation: call.incarnation, rev };
+        let whole = old.as_ref().is_some_and(|old| old.state != State::Half);
         let made = Thing { id, tag, spec: self.maker.kept(spec), state: State::Made };
-        let known =
-            |old: &Thing<M::Kind>| (old.tag, old.state) == (tag, State::Made) && old.spec == made.spec;
-        if old.as_ref().is_some_and(known) {
-            // A repair.
-            self.maker.make(id, spec).await?;
+        let repair = old
+            .as_ref()
+            .is_some_and(|old| (old.tag, old.state) == (tag, State::Made) && old.spec == made.spec);
+        // Whatever it says of itself: part of it may have happened.
+        let cut = |e: Error| e.outcome_is(Outcome::Unknown).about(id.object());
+        if repair {
+            self.maker.make(id, spec, true).map_err(cut)?;
         } else {
-            let half = Thing { state: State::Half, ..made.clone() };
-            self.keep(id, Some(half)).map_err(|e| e.outcome_is(Outcome::Unknown))?;
-            if let Err(error) = self.maker.make(id, spec).await {
-                if error.outcome() == Outcome::NotDone {
-                    self.keep(id, old)?;
-                }
-                return Err(error);
-            }
+            let state = if whole { State::Changing } else { State::Half };
+            self.keep(id, Some(Thing { state, ..made.clone() }))?;
+            self.maker.make(id, spec, whole).map_err(cut)?;
             self.keep(id, Some(made.clone()))?;
-            self.fence.accepted(call, rev)?;
+            self.fence.learn(|leaders| {
+                leaders.applied(call, rev);
+                Ok(())
+            })?;
         }
         let _ = self.changed.send(id.object()); // Nobody listening is fine.
-        self.seen(&made, spec).await
+        self.seen(&made, spec)
     }
 
-    fn may_ensure(&self, old: Option<&Thing<M::Kind>>, call: &Call, rev: Rev, spec: &Spec<M>) -> Result<()> {
+    fn may_ensure(
+        &self,
+        old: Option<&Thing<M::Kind>>,
+        call: &Call,
+        id: Id<M::Kind>,
+        rev: Rev,
+        spec: &Spec<M>,
+    ) -> Result<()> {
         if let Some(old) = old {
             if old.tag.cloud != call.cloud {
                 return Err(refused("this id is taken by something of another cloud"));
             }
             if old.state == State::Leaving {
-                return Err(refused("it is being removed").remedy("wait until it is gone"));
+                return Err(refused("it is being removed").remedy("remove it, and wait until it is gone"));
             }
             if old.tag.incarnation == call.incarnation && rev < old.tag.rev {
                 return Err(refused(format!("revision {rev} is older than {}", old.tag.rev)));
             }
         }
-        self.maker.check(old.map(|o| &o.spec), spec)
+        self.maker.check(id, old.map(|o| &o.spec), spec)
     }
 
-    async fn remove(&self, call: &Call, id: Id<M::Kind>, upto: Rev) -> Result<()> {
-        let _alone = self.alone(id).await;
+    fn remove(&self, call: &Call, id: Id<M::Kind>, upto: Rev) -> Result<()> {
         let Some(thing) = self.thing(id) else { return Ok(()) };
         let Tag { cloud, incarnation, rev } = thing.tag;
         if (cloud, incarnation) != (call.cloud, call.incarnation) || rev > upto {
             return Err(refused("its tag is newer, or of another owner").about(id.object()));
         }
         self.keep(id, Some(Thing { state: State::Leaving, ..thing }))?;
-        self.maker.unmake(id).await?;
+        self.maker.unmake(id).map_err(|e| e.outcome_is(Outcome::Unknown).about(id.object()))?;
         self.keep(id, None)?;
         let _ = self.changed.send(id.object());
         Ok(())
     }
 
-    async fn seen(&self, thing: &Thing<M::Kind>, spec: &Spec<M>) -> Result<Seen<M::Kind>> {
-        let Look { phase, is, final_usage } = self.maker.look(thing.id, spec).await?;
+    fn seen(&self, thing: &Thing<M::Kind>, spec: &Spec<M>) -> Result<Seen<M::Kind>> {
+        let Look { phase, is, final_usage } = self.maker.look(thing.id, spec)?;
         let phase = match thing.state {
             State::Made => phase,
-            State::Half => {
+            State::Half | State::Changing => {
                 Phase::Broken(Error::conflict("this is half-made").remedy("ensure it again, or remove it"))
             }
             State::Leaving => Phase::Leaving,
@@ -277,17 +286,11 @@ impl<M: Maker> Inner<M> {
         Ok(Seen { applied: thing.tag.rev, phase, at: stamp()?, is, final_usage })
     }
 
-    async fn observe(&self, call: &Call, id: Id<M::Kind>) -> Result<Option<Seen<M::Kind>>> {
-        let _alone = self.alone(id).await;
-        match self.thing(id).filter(|t| t.tag.cloud == call.cloud) {
-            Some(thing) => self.seen(&thing, &thing.spec).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// The things of a cloud, in order of id.
-    fn ours(&self, call: &Call) -> Vec<Thing<M::Kind>> {
-        self.things().values().filter(|t| t.tag.cloud == call.cloud).cloned().collect()
+    /// The ids of a cloud's things after `after`, in order.
+    fn ids(&self, call: &Call, after: Option<ObjectRef>) -> Vec<Id<M::Kind>> {
+        let things = self.things();
+        let ours = things.values().filter(|t| t.tag.cloud == call.cloud).map(|t| t.id);
+        ours.filter(|id| after.as_ref().is_none_or(|after| id.object() > *after)).collect()
     }
 }
 
@@ -308,25 +311,32 @@ impl<M: Maker> Provider for Base<M> {
     }
 
     async fn claim(&self, cx: &Ctx) -> Result<Hello> {
-        self.0.fence.claim(&cx.call).await?;
+        let (inner, call) = (Arc::clone(&self.0), cx.call.clone());
+        let alone = inner.fence.alone().await;
+        blocking(move || {
+            let _held = alone;
+            inner.fence.learn(|leaders| leaders.claim(&call))
+        })
+        .await?;
         self.hello().await
     }
 
     async fn changes(&self, _: &Ctx) -> Result<Feed<ObjectRef>> {
-        Ok(Box::new(Changes(self.0.changed.subscribe())))
+        Ok(changes(&self.0.changed))
     }
 
     async fn usage(&self, cx: &Ctx, after: Option<ObjectRef>, limit: usize) -> Result<Vec<Reading>> {
         let mut page = Vec::new();
-        for thing in self.0.ours(&cx.call) {
+        for id in self.0.ids(&cx.call, after) {
             if page.len() >= limit {
                 break;
             }
-            if after.as_ref().is_some_and(|after| thing.id.object() <= *after) {
-                continue;
-            }
-            let _alone = self.0.alone(thing.id).await;
-            page.extend(self.0.maker.reading(thing.id, &thing.spec).await?);
+            let call = cx.call.clone();
+            let reading = self.looking(id, move |inner| match inner.own(&call, id) {
+                Ok(thing) => inner.maker.reading(id, &thing.spec),
+                Err(_) => Ok(None), // It went meanwhile.
+            });
+            page.extend(reading.await?);
         }
         Ok(page)
     }
@@ -335,19 +345,21 @@ impl<M: Maker> Provider for Base<M> {
 #[async_trait]
 impl<M: Maker> Converge<M::Kind> for Base<M> {
     async fn ensure(&self, cx: &Ctx, id: Id<M::Kind>, rev: Rev, spec: &Spec<M>) -> Result<Seen<M::Kind>> {
-        let (inner, call, spec) = (Arc::clone(&self.0), cx.call.clone(), spec.clone());
-        let inside = inner.fence.enter(&call).await?;
-        onward(inside, async move { inner.ensure(&call, id, rev, &spec).await }).await
+        let spec = spec.clone();
+        self.inside(cx, id, move |inner, call| inner.ensure(call, id, rev, &spec)).await
     }
 
     async fn remove(&self, cx: &Ctx, id: Id<M::Kind>, upto: Rev) -> Result<()> {
-        let (inner, call) = (Arc::clone(&self.0), cx.call.clone());
-        let inside = inner.fence.enter(&call).await?;
-        onward(inside, async move { inner.remove(&call, id, upto).await }).await
+        self.inside(cx, id, move |inner, call| inner.remove(call, id, upto)).await
     }
 
     async fn observe(&self, cx: &Ctx, id: Id<M::Kind>) -> Result<Option<Seen<M::Kind>>> {
-        self.0.observe(&cx.call, id).await
+        let call = cx.call.clone();
+        let looking = self.looking(id, move |inner| match inner.own(&call, id) {
+            Ok(thing) => inner.seen(&thing, &thing.spec).map(Some),
+            Err(_) => Ok(None),
+        });
+        looking.await
     }
 
     async fn inventory(
@@ -356,20 +368,26 @@ impl<M: Maker> Converge<M::Kind> for Base<M> {
         after: Option<Id<M::Kind>>,
         limit: usize,
     ) -> Result<Vec<Found<M::Kind>>> {
-        let ours = self.0.ours(&cx.call).into_iter().filter(|t| after.is_none_or(|after| t.id > after));
         let mut page = Vec::new();
-        for thing in ours.take(limit) {
-            let _alone = self.0.alone(thing.id).await;
-            let seen = self.0.seen(&thing, &thing.spec).await;
-            page.push(Found {
-                id: thing.id,
-                tag: thing.tag,
-                passport: self.0.maker.passport(&thing.spec),
-                seen,
+        for id in self.0.ids(&cx.call, after.map(|after| after.object())) {
+            if page.len() >= limit {
+                break;
+            }
+            let call = cx.call.clone();
+            let looking = self.looking(id, move |inner| {
+                let Ok(thing) = inner.own(&call, id) else { return Ok(None) };
+                let (seen, passport) = (inner.seen(&thing, &thing.spec), inner.maker.passport(&thing.spec));
+                Ok(Some(Found { id, tag: thing.tag, passport, seen }))
             });
+            page.extend(looking.await?);
         }
         Ok(page)
     }
+}
+
+/// What a provider sends from now on. A listener that is too slow misses some, by contract.
+pub(crate) fn changes(sender: &broadcast::Sender<ObjectRef>) -> Feed<ObjectRef> {
+    Box::new(Changes(sender.subscribe()))
 }
 
 struct Changes(broadcast::Receiver<ObjectRef>);
@@ -380,7 +398,7 @@ impl Pull<ObjectRef> for Changes {
         loop {
             match self.0.recv().await {
                 Ok(object) => return Some(Ok(object)),
-                Err(broadcast::error::RecvError::Lagged(_)) => {} // Lossy by contract.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }

@@ -1,5 +1,6 @@
 //! The seams that bytes and frames cross: synchronous, without allocation per operation, inside one process.
 
+pub(crate) mod at_once;
 pub mod block;
 pub mod buffer;
 pub mod frame;

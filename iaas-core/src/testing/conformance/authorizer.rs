@@ -37,6 +37,14 @@ pub trait Rig: Send + Sync + 'static {
     async fn fresh(&self) -> Result<Arc<dyn Authorizer>>;
 }
 
+/// A closure that makes one is a rig.
+#[async_trait]
+impl<A: Authorizer, F: Fn() -> A + Send + Sync + 'static> Rig for F {
+    async fn fresh(&self) -> Result<Arc<dyn Authorizer>> {
+        Ok(Arc::new(self()))
+    }
+}
+
 /// The checks, in the order of the contract.
 pub fn suite() -> &'static [Check<dyn Rig>] {
     checks![dyn Rig:

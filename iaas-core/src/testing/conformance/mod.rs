@@ -66,6 +66,7 @@ pub mod hypervisor;
 pub mod inventory;
 pub mod meter;
 pub mod net_program;
+pub mod own;
 mod packet;
 pub mod plugs;
 pub mod provider;
@@ -138,8 +139,15 @@ impl Report {
 }
 
 impl fmt::Display for Report {
+    /// What failed; with `{:#}` a table of every check.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} of {} checks failed", self.suite, self.failures().count(), self.results.len())?;
+        if f.alternate() {
+            let all = self.results.iter().map(|(clause, ended)| (clause, ended.as_ref().err()));
+            return all.into_iter().try_for_each(|(clause, why)| {
+                write!(f, "\n  {clause:<24} {}", why.map_or("ok", String::as_str))
+            });
+        }
         self.failures().try_for_each(|(clause, why)| write!(f, "\n  {clause}: {why}"))
     }
 }

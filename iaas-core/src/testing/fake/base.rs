@@ -1,11 +1,9 @@
 //! What every fake provider has: its site, its fence, and the way in for calls.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 
-use async_trait::async_trait;
 use tokio::sync::RwLock;
 use tokio::sync::RwLockReadGuard;
 use tokio::sync::broadcast;
@@ -14,18 +12,15 @@ use uuid::Uuid;
 use super::world::World;
 use super::world::lock;
 use crate::Epoch;
-use crate::Error;
-use crate::Id;
 use crate::ObjectRef;
 use crate::Result;
 use crate::Rev;
-use crate::id::Cloud;
 use crate::spi::Call;
 use crate::spi::Ctx;
 use crate::spi::Feed;
 use crate::spi::Hello;
-use crate::spi::Pull;
 use crate::spi::Site;
+use crate::spi::base::Leaders;
 
 /// The protocols that the fakes speak.
 const PROTOCOL: (u16, u16) = (1, 1);
@@ -59,32 +54,30 @@ impl Base {
 
     pub(super) async fn hello(&self) -> Result<Hello> {
         self.world.alive().await;
-        let seen = lock(&self.fence.seen);
-        Ok(self.card(seen.last.and_then(|cloud| seen.newest.get(&cloud).copied())))
+        Ok(self.card(lock(&self.fence.seen).newest()))
     }
 
     pub(super) async fn claim(&self, cx: &Ctx) -> Result<Hello> {
         self.world.alive().await;
         // Calls hold the gate shared while they act; having it alone means that all of them have ended.
         let _alone = self.fence.gate.write().await;
-        self.fence.admit(&cx.call)?;
         let mut seen = lock(&self.fence.seen);
-        seen.last = Some(cx.call.cloud);
-        Ok(self.card(seen.newest.get(&cx.call.cloud).copied()))
+        seen.claim(&cx.call)?;
+        Ok(self.card(seen.newest()))
     }
 
     /// Lets a changing call in: the epoch is checked, and stays as it is until the guard is dropped.
     pub(super) async fn enter(&self, cx: &Ctx) -> Result<RwLockReadGuard<'_, ()>> {
         self.world.alive().await;
         let inside = self.fence.gate.read().await;
-        self.fence.admit(&cx.call)?;
+        lock(&self.fence.seen).admit(&cx.call)?;
         self.world.linger(cx).await?;
         Ok(inside)
     }
 
     pub(super) async fn changes(&self) -> Result<Feed<ObjectRef>> {
         self.world.alive().await;
-        Ok(Box::new(Changes(self.fence.changed.subscribe())))
+        Ok(crate::spi::base::changes(&self.fence.changed))
     }
 
     /// Wakes those who listen.
@@ -116,54 +109,15 @@ pub(super) struct Fence {
     changed: broadcast::Sender<ObjectRef>,
 }
 
-#[derive(Debug, Default)]
-struct Leaders {
-    newest: BTreeMap<Id<Cloud>, (Uuid, Epoch, Rev)>,
-    last: Option<Id<Cloud>>,
-}
-
 impl Fence {
     pub(super) fn new(world: &World) -> Self {
         let (changed, _) = broadcast::channel(256);
         Self { install: world.clock().uuid(), gate: RwLock::default(), seen: Mutex::default(), changed }
     }
 
-    /// Refuses an older epoch and keeps a newer one.
-    fn admit(&self, call: &Call) -> Result<()> {
-        let mut seen = lock(&self.seen);
-        let newest = seen.newest.entry(call.cloud).or_insert((call.incarnation, call.epoch, Rev(0)));
-        if call.epoch < newest.1 {
-            return Err(Error::fenced(format!("epoch {} is over: {} leads now", call.epoch, newest.1))
-                .remedy("stop; another control plane has taken the lead"));
-        }
-        if newest.0 != call.incarnation {
-            newest.2 = Rev(0);
-        }
-        (newest.0, newest.1) = (call.incarnation, call.epoch);
-        Ok(())
-    }
-
     /// Remembers the newest revision that was applied.
     pub(super) fn applied(&self, call: &Call, rev: Rev) {
-        if let Some(newest) = lock(&self.seen).newest.get_mut(&call.cloud) {
-            newest.2 = newest.2.max(rev);
-        }
-    }
-}
-
-struct Changes(broadcast::Receiver<ObjectRef>);
-
-#[async_trait]
-impl Pull<ObjectRef> for Changes {
-    async fn next(&mut self) -> Option<Result<ObjectRef>> {
-        loop {
-            match self.0.recv().await {
-                Ok(object) => return Some(Ok(object)),
-                // Lossy by contract.
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
+        lock(&self.seen).applied(call, rev);
     }
 }
 

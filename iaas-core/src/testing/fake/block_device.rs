@@ -2,13 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
-
-use nix::sys::eventfd::EfdFlags;
-use nix::sys::eventfd::EventFd;
 
 use super::world::lock;
 use crate::Error;
@@ -17,11 +12,12 @@ use crate::Term;
 use crate::spi::block::FreezeReceipt;
 use crate::spi::block::FreezeTicket;
 use crate::spi::dataplane::BlockDevice;
-use crate::spi::dataplane::BlockDone;
 use crate::spi::dataplane::BlockOp;
 use crate::spi::dataplane::BlockQueue;
 use crate::spi::dataplane::Geometry;
 use crate::spi::dataplane::IoBuffers;
+use crate::spi::dataplane::at_once;
+use crate::spi::dataplane::at_once::AtOnce;
 
 const BLOCK: u32 = 512;
 const BLOCK_BYTES: usize = 512;
@@ -66,16 +62,19 @@ impl Disk {
         if lock(&self.0).gone {
             return Err(Error::not_found("the volume is gone"));
         }
-        let cache = Arc::new(Mutex::new(Cache { term: None, dirty: Blocks::new() }));
-        Ok(FakeDevice { disk: self.clone(), cache, read_only })
+        let cache = Mutex::new(Cache { term: None, dirty: Blocks::new() });
+        Ok(FakeDevice(Arc::new(Open { disk: self.clone(), cache, read_only })))
     }
 }
 
 /// A volume of a fake pool, opened.
 #[derive(Debug)]
-pub struct FakeDevice {
+pub struct FakeDevice(Arc<Open>);
+
+#[derive(Debug)]
+struct Open {
     disk: Arc<Disk>,
-    cache: Arc<Mutex<Cache>>,
+    cache: Mutex<Cache>,
     read_only: bool,
 }
 
@@ -88,6 +87,41 @@ struct Cache {
 
 impl BlockDevice for FakeDevice {
     fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn BlockQueue>> {
+        at_once::queue(&self.0, depth)
+    }
+
+    fn claim(&self, term: Term) -> Result<()> {
+        let mut durable = lock(&self.0.disk.0);
+        if term < durable.writer {
+            return Err(Error::fenced(format!("writer {} has claimed the volume", durable.writer)));
+        }
+        durable.writer = term;
+        lock(&self.0.cache).term = Some(term);
+        Ok(())
+    }
+
+    fn release(&self) -> Result<()> {
+        self.0.flush().map_err(|e| Error::fenced("the last flush was refused").because(&e))?;
+        lock(&self.0.cache).term = None;
+        Ok(())
+    }
+
+    fn resize(&self, size: u64) -> Result<()> {
+        at_once::resize(&*self.0, size)
+    }
+
+    fn freeze(&self, ticket: &FreezeTicket) -> Result<FreezeReceipt> {
+        self.0.flush().map_err(|e| Error::fenced("the flush was refused").because(&e))?;
+        Ok(FreezeReceipt(ticket.0.clone()))
+    }
+}
+
+impl AtOnce for Open {
+    fn geometry(&self) -> Geometry {
         Geometry {
             size: self.disk.size(),
             block: BLOCK,
@@ -99,130 +133,45 @@ impl BlockDevice for FakeDevice {
         }
     }
 
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn BlockQueue>> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let event = EventFd::from_value_and_flags(0, flags)
-            .map_err(|e| Error::internal("no event descriptor could be made").because(&e))?;
-        Ok(Box::new(FakeQueue {
-            disk: self.disk.clone(),
-            cache: self.cache.clone(),
-            read_only: self.read_only,
-            depth: depth.max(1).into(),
-            waiting: Vec::new(),
-            done: Vec::new(),
-            event,
-        }))
-    }
-
-    fn claim(&self, term: Term) -> Result<()> {
-        let mut durable = lock(&self.disk.0);
-        if term < durable.writer {
-            return Err(Error::fenced(format!("writer {} has claimed the volume", durable.writer)));
-        }
-        durable.writer = term;
-        lock(&self.cache).term = Some(term);
-        Ok(())
-    }
-
-    fn release(&self) -> Result<()> {
-        flush(&self.disk, &self.cache)
-            .map_err(|e| Error::fenced("the last flush was refused").because(&e))?;
-        lock(&self.cache).term = None;
-        Ok(())
-    }
-
-    fn resize(&self, size: u64) -> Result<()> {
-        if size == self.disk.size() {
-            return Ok(());
-        }
-        Err(Error::conflict("the pool has not grown the volume to that size"))
-    }
-
-    fn freeze(&self, ticket: &FreezeTicket) -> Result<FreezeReceipt> {
-        flush(&self.disk, &self.cache).map_err(|e| Error::fenced("the flush was refused").because(&e))?;
-        Ok(FreezeReceipt(ticket.0.clone()))
-    }
-}
-
-/// Makes the cache durable, if its writer is still the one.
-fn flush(disk: &Disk, cache: &Mutex<Cache>) -> io::Result<()> {
-    let mut durable = lock(&disk.0);
-    let mut cache = lock(cache);
-    if durable.gone {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the volume is gone"));
-    }
-    if cache.term.is_some_and(|term| term < durable.writer) {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a newer writer has claimed the volume"));
-    }
-    for (at, block) in std::mem::take(&mut cache.dirty) {
-        if block.iter().all(|b| *b == 0) {
-            durable.blocks.remove(&at);
-        } else {
-            durable.blocks.insert(at, block);
-        }
-    }
-    Ok(())
-}
-
-#[derive(Debug)]
-struct FakeQueue {
-    disk: Arc<Disk>,
-    cache: Arc<Mutex<Cache>>,
-    read_only: bool,
-    depth: usize,
-    waiting: Vec<(u64, BlockOp)>,
-    done: Vec<BlockDone>,
-    event: EventFd,
-}
-
-impl BlockQueue for FakeQueue {
-    fn submit(&mut self, tag: u64, op: BlockOp) -> std::result::Result<(), BlockOp> {
-        if self.waiting.len() + self.done.len() >= self.depth {
-            return Err(op);
-        }
-        self.waiting.push((tag, op));
-        Ok(())
-    }
-
-    fn kick(&mut self) -> io::Result<()> {
-        for (tag, op) in std::mem::take(&mut self.waiting) {
-            let (result, buffers) = self.run(op);
-            self.done.push(BlockDone { tag, result, buffers });
-        }
-        if !self.done.is_empty() {
-            self.event.write(1)?;
-        }
-        Ok(())
-    }
-
-    fn reap(&mut self, out: &mut Vec<BlockDone>) -> usize {
-        // Nothing to read from the event is fine: it is only a hint.
-        let _ = self.event.read();
-        let count = self.done.len();
-        out.append(&mut self.done);
-        count
-    }
-
-    fn event_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
-    }
-}
-
-impl FakeQueue {
-    fn run(&self, op: BlockOp) -> (io::Result<()>, Option<IoBuffers>) {
+    fn run(&self, op: &BlockOp) -> io::Result<()> {
         match op {
-            BlockOp::Read { at, into } => (self.read(at, &into), Some(into)),
-            BlockOp::Write { at, from } => (self.write(at, &from), Some(from)),
-            BlockOp::Flush => (flush(&self.disk, &self.cache), None),
-            BlockOp::Discard { at, len } | BlockOp::WriteZeroes { at, len, .. } => (self.zero(at, len), None),
+            BlockOp::Read { at, into } => self.read(*at, into),
+            BlockOp::Write { at, from } => self.write(*at, from),
+            BlockOp::Flush => self.flush(),
+            BlockOp::Discard { at, len } | BlockOp::WriteZeroes { at, len, .. } => self.zero(*at, *len),
         }
+    }
+}
+
+impl Open {
+    /// Makes the cache durable, if its writer is still the one.
+    fn flush(&self) -> io::Result<()> {
+        let mut durable = lock(&self.disk.0);
+        let mut cache = lock(&self.cache);
+        if durable.gone {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the volume is gone"));
+        }
+        if cache.term.is_some_and(|term| term < durable.writer) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "a newer writer has claimed the volume",
+            ));
+        }
+        for (at, block) in std::mem::take(&mut cache.dirty) {
+            if block.iter().all(|b| *b == 0) {
+                durable.blocks.remove(&at);
+            } else {
+                durable.blocks.insert(at, block);
+            }
+        }
+        Ok(())
     }
 
     fn read(&self, at: u64, into: &IoBuffers) -> io::Result<()> {
         let durable = lock(&self.disk.0);
         let cache = lock(&self.cache);
         let mut offset = 0;
-        for block in span(at, into.len() as u64, durable.size)? {
+        for block in span(at, into.len() as u64) {
             let bytes = cache.dirty.get(&block).or_else(|| durable.blocks.get(&block));
             into.write_at(offset, bytes.map_or(&[0; BLOCK_BYTES], |b| &**b));
             offset += BLOCK_BYTES;
@@ -257,22 +206,14 @@ impl FakeQueue {
     }
 
     fn writable(&self, at: u64, len: u64) -> io::Result<std::ops::Range<u64>> {
-        if self.read_only {
-            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "opened for reading only"));
-        }
         if lock(&self.cache).term.is_none() {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "no writer has claimed it here"));
         }
-        span(at, len, lock(&self.disk.0).size)
+        Ok(span(at, len))
     }
 }
 
-/// The blocks of a range of bytes that must fit the device.
-fn span(at: u64, len: u64, size: u64) -> io::Result<std::ops::Range<u64>> {
-    let block = u64::from(BLOCK);
-    let fits = at.checked_add(len).is_some_and(|end| end <= size);
-    if fits && at.is_multiple_of(block) && len.is_multiple_of(block) {
-        return Ok(at / block..(at + len) / block);
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, "the range does not fit the device"))
+/// The blocks of a range that fits the device.
+fn span(at: u64, len: u64) -> std::ops::Range<u64> {
+    at / u64::from(BLOCK)..(at + len) / u64::from(BLOCK)
 }

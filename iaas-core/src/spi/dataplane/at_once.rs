@@ -1,4 +1,4 @@
-//! A block device around a disk that does each operation at once.
+//! The queue of a device that does each operation at once, in the thread that kicks.
 
 use std::fmt::Debug;
 use std::io;
@@ -9,85 +9,51 @@ use std::sync::Arc;
 use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
+use super::BlockDone;
+use super::BlockOp;
+use super::BlockQueue;
+use super::Geometry;
 use crate::Error;
 use crate::Result;
-use crate::Term;
-use crate::spi::block::FreezeReceipt;
-use crate::spi::block::FreezeTicket;
-use crate::spi::dataplane::BlockDevice;
-use crate::spi::dataplane::BlockDone;
-use crate::spi::dataplane::BlockOp;
-use crate::spi::dataplane::BlockQueue;
-use crate::spi::dataplane::Geometry;
 
-/// A disk that does each operation at once, in the thread that kicks its queue.
-pub trait SyncDisk: Debug + Send + Sync + 'static {
-    /// The disk's shape.
+/// A device that does each operation at once.
+pub(crate) trait AtOnce: Debug + Send + Sync + 'static {
+    /// Its shape now.
     fn geometry(&self) -> Geometry;
 
-    /// Does an operation, which fits the geometry.
+    /// Does an operation that fits the shape.
     fn run(&self, op: &BlockOp) -> io::Result<()>;
-
-    /// Becomes the writer with `term`, as [`BlockDevice::claim`].
-    fn claim(&self, term: Term) -> Result<()>;
 }
 
-/// A [`SyncDisk`] as a [`BlockDevice`].
-#[derive(Debug)]
-pub struct AtOnce<D>(Arc<D>);
-
-impl<D: SyncDisk> AtOnce<D> {
-    /// Wraps `disk`.
-    pub fn new(disk: D) -> Self {
-        Self(Arc::new(disk))
-    }
+/// Opens a queue of `device`.
+pub(crate) fn queue<D: AtOnce>(device: &Arc<D>, depth: u16) -> Result<Box<dyn BlockQueue>> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let event = EventFd::from_value_and_flags(0, flags)
+        .map_err(|e| Error::internal("no event descriptor could be made").because(&e))?;
+    let (waiting, done) = (Vec::new(), Vec::new());
+    Ok(Box::new(Queue { device: Arc::clone(device), depth: depth.max(1).into(), waiting, done, event }))
 }
 
-impl<D: SyncDisk> BlockDevice for AtOnce<D> {
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
+/// Takes a new size, which the pool must have given already.
+pub(crate) fn resize(device: &impl AtOnce, size: u64) -> Result<()> {
+    if size == device.geometry().size {
+        return Ok(());
     }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn BlockQueue>> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let event = EventFd::from_value_and_flags(0, flags)
-            .map_err(|e| Error::internal("no event descriptor could be made").because(&e))?;
-        let (waiting, done) = (Vec::new(), Vec::new());
-        Ok(Box::new(Queue { disk: Arc::clone(&self.0), depth: depth.max(1).into(), waiting, done, event }))
-    }
-
-    fn claim(&self, term: Term) -> Result<()> {
-        self.0.claim(term)
-    }
-
-    fn release(&self) -> Result<()> {
-        self.0.run(&BlockOp::Flush).map_err(|e| Error::fenced("the last flush was refused").because(&e))
-    }
-
-    fn resize(&self, size: u64) -> Result<()> {
-        if size == self.0.geometry().size {
-            return Ok(());
-        }
-        Err(Error::conflict("the pool has not grown the volume to that size"))
-    }
-
-    fn freeze(&self, _: &FreezeTicket) -> Result<FreezeReceipt> {
-        Err(Error::unsupported("this disk takes no snapshots"))
-    }
+    Err(Error::conflict("the pool has not grown the volume to that size"))
 }
 
 #[derive(Debug)]
 struct Queue<D> {
-    disk: Arc<D>,
+    device: Arc<D>,
     depth: usize,
     waiting: Vec<(u64, BlockOp)>,
     done: Vec<BlockDone>,
     event: EventFd,
 }
 
-impl<D: SyncDisk> Queue<D> {
+impl<D: AtOnce> Queue<D> {
     fn run(&self, op: &BlockOp) -> io::Result<()> {
-        let shape = self.disk.geometry();
+        let shape = self.device.geometry();
         let (at, len, writes) = match op {
             BlockOp::Read { at, into } => (*at, into.len() as u64, false),
             BlockOp::Write { at, from } => (*at, from.len() as u64, true),
@@ -102,11 +68,11 @@ impl<D: SyncDisk> Queue<D> {
         if writes && shape.read_only {
             return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "opened for reading only"));
         }
-        self.disk.run(op)
+        self.device.run(op)
     }
 }
 
-impl<D: SyncDisk> BlockQueue for Queue<D> {
+impl<D: AtOnce> BlockQueue for Queue<D> {
     fn submit(&mut self, tag: u64, op: BlockOp) -> std::result::Result<(), BlockOp> {
         if self.waiting.len() + self.done.len() >= self.depth {
             return Err(op);
