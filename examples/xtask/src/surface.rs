@@ -89,7 +89,7 @@ struct TestFile {
 /// Who calls the method, or what excuses it.
 fn covered(method: &Method, files: &[TestFile]) -> Option<String> {
     let marked =
-        files.iter().find_map(|file| marker(&file.text, method).map(|what| format!("{} {what}", file.shown)));
+        files.iter().find_map(|file| marker(&file.text, method).map(|what| format!("{}{what}", file.shown)));
     marked.or_else(|| {
         let naming = files.iter().filter(|file| names(&file.text, &method.owner));
         naming.filter_map(|file| Some(format!("{}::{}", file.shown, file.caller(method)?))).next()
@@ -111,12 +111,26 @@ impl TestFile {
     }
 }
 
-/// The comment that speaks of the method: `excused by …`, or `marked` when it only points at a test.
+/// What the comment about the method says: what excuses it, or which function below it calls the method.
 fn marker(text: &str, method: &Method) -> Option<String> {
-    markers(text).find_map(|text| note(text, method)).map(|note| match note {
-        Note::Marked => "(marked)".to_owned(),
-        Note::Excused(by) => format!("(excused by {by})"),
-    })
+    let mut lines = text.lines();
+    loop {
+        let note = lines.find_map(|l| note(comment(l)?, method))?;
+        match note {
+            Note::Excused(by) => return Some(format!(" (excused by {by})")),
+            Note::Marked => match lines.clone().find_map(function) {
+                Some(name) => return Some(format!("::{name}")),
+                None => continue,
+            },
+        }
+    }
+}
+
+/// The name of the function that the line begins.
+fn function(line: &str) -> Option<&str> {
+    let rest =
+        line.trim_start().trim_start_matches("pub ").trim_start_matches("async ").strip_prefix("fn ")?;
+    rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()
 }
 
 /// What a comment says of a method.
@@ -128,7 +142,11 @@ enum Note<'a> {
 
 /// What stands behind `// surface: ` in the text, line by line.
 fn markers(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter_map(|l| l.trim().strip_prefix("// surface: ")).map(str::trim)
+    text.lines().filter_map(comment)
+}
+
+fn comment(line: &str) -> Option<&str> {
+    line.trim().strip_prefix("// surface: ").map(str::trim)
 }
 
 /// What the comment says of `method`, if it is about that.
@@ -441,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_method_that_is_added_without_a_test_fails_and_is_named() {
-        let tests = [file("// surface: Pool::drop_all\n use Pool; fn grows() { p.make(1); }")];
+        let tests = [file("use Pool;\n// surface: Pool::drop_all\nfn grows() { p.make(1); }")];
         let judged = |spi: &str| {
             let methods = methods_of(spi).unwrap();
             let rows: Vec<Row> = methods.iter().map(|m| (m, covered(m, &tests))).collect();
@@ -461,7 +479,9 @@ mod tests {
                 .unwrap()
                 .contains("grow")
         );
-        assert!(covered(&make, &[file("// surface: Pool::make\nfn f() {}")]).is_some());
+        let marked = covered(&make, &[file("// surface: Pool::make\n#[tokio::test]\nasync fn grows() {}")]);
+        assert_eq!(marked.as_deref(), Some("tests/pool.rs::grows"));
+        assert_eq!(covered(&make, &[file("fn grows() {}\n// surface: Pool::make")]), None, "above nothing");
         assert_eq!(covered(&make, &[file("// surface: Pool::maker\n")]), None);
         assert_eq!(covered(&make, &[file("// surface: Pool::make because\n")]), None);
     }
@@ -472,7 +492,7 @@ mod tests {
         let known = BTreeSet::from(["grow".to_owned()]);
         let judged = |comment: &str| {
             let tests =
-                [file(&format!("// surface: Pool::drop_all\n{comment}\nuse Pool; fn f() {{ p.make(1); }}"))];
+                [file(&format!("use Pool;\n// surface: Pool::drop_all\n{comment}\nfn f() {{ p.make(1); }}"))];
             let rows: Vec<Row> = methods.iter().map(|m| (m, covered(m, &tests))).collect();
             judge(&rows, &tests, &known).map_err(|failure| failure.to_string())
         };
