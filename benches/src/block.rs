@@ -144,7 +144,9 @@ fn served(rig: &impl BlockRig) -> io::Result<()> {
     let peer = rig.peer(&at("peer.sock"));
     let mut peer = peer.and_then(|service| match FrontEnd::connect(&at("peer.sock")) {
         Ok(front_end) => Ok((front_end, service)),
-        Err(error) => Err(format!("its service does not come up: {error}")),
+        Err(error) => Err(format!(
+            "its service does not come up ({error}); `cargo bench --bench block` shows what it says"
+        )),
     });
     if let Err(why) = &peer {
         println!("NOTE block.randread.qd32 and block.randwrite.qd32 have no peer: {why}");
