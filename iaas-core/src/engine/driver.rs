@@ -171,7 +171,10 @@ impl Driver {
         match result {
             Ok(next) => {
                 let failed = self.failures().remove(object).is_some();
-                if failed {
+                // Also the trouble that was noted before a restart is over.
+                if failed
+                    || self.work.committer.read(|s| s.brief(object).is_some_and(|b| b.trouble.is_some()))
+                {
                     self.report(object, None).await;
                 }
                 next

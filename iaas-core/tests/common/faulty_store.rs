@@ -68,6 +68,22 @@ impl Plan {
         let _ = self.down.subscribe().wait_for(|down| *down).await;
     }
 
+    /// Whether the process is dead.
+    pub fn is_down(&self) -> bool {
+        *self.down.borrow()
+    }
+
+    /// Whether the planned fault has come.
+    pub fn over(&self) -> bool {
+        let commits = self.commits.lock().unwrap();
+        commits.1.is_some_and(|(number, _)| number <= commits.0)
+    }
+
+    /// Plans no fault any more.
+    pub fn forget(&self) {
+        self.commits.lock().unwrap().1 = None;
+    }
+
     /// Whether the planned fault left a control plane behind that does not know what is stored.
     pub fn lost(&self) -> bool {
         let commits = self.commits.lock().unwrap();
@@ -87,14 +103,19 @@ impl Plan {
 /// A handle on the state in memory, for one life of the process.
 #[derive(Debug)]
 pub struct FaultyStore {
-    inner: MemoryStore,
+    inner: Arc<MemoryStore>,
     plan: Arc<Plan>,
 }
 
 impl FaultyStore {
     pub fn new(inner: MemoryStore, plan: &Arc<Plan>) -> Arc<Self> {
         plan.down.send_replace(false);
-        Arc::new(Self { inner, plan: Arc::clone(plan) })
+        Arc::new(Self { inner: Arc::new(inner), plan: Arc::clone(plan) })
+    }
+
+    /// The state itself, without faults.
+    pub fn inner(&self) -> Arc<dyn StateStore> {
+        Arc::clone(&self.inner) as Arc<dyn StateStore>
     }
 
     /// The process starts again: this handle is dead.
