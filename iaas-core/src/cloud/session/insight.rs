@@ -18,7 +18,7 @@ use crate::spi::network::PacketQuery;
 use crate::spi::network::Trace;
 
 impl Session {
-    /// The bill of `project` from `from` until before `to`, by the newest price book that holds at `to`.
+    /// The bill of `project` from `from` until before `to`, by the newest price book that began before `to`.
     ///
     /// Counted usage counts by readings up to `to`, which are taken every ten seconds and when something ends.
     ///
@@ -48,7 +48,7 @@ impl Session {
         outbox::deliver(engine.committer(), engine.meter(), &work.caller).await?;
         let to = if until_now { clock.now() } else { to };
         let book = engine.committer().read(|s| {
-            let holds = s.price_books.values().filter(|b| b.spec.from <= to);
+            let holds = s.price_books.values().filter(|b| b.spec.from < to);
             holds.max_by_key(|b| (b.spec.from, b.meta.id)).cloned()
         });
         let book = book.ok_or_else(|| {
