@@ -75,6 +75,11 @@ impl Cloud {
         self.engine.driver().sweeper.removed()
     }
 
+    /// What lies on the sites under this cloud's tag, holds data, and is in no record: for the operator to adopt or to delete.
+    pub fn quarantine(&self) -> std::collections::BTreeSet<crate::ObjectRef> {
+        self.engine.driver().sweeper.quarantine()
+    }
+
     /// Gives the lead back and stops the control plane; instances go on running.
     ///
     /// # Errors

@@ -38,9 +38,12 @@ pub fn parse_record_key(key: &[u8]) -> Option<(&str, Uuid)> {
     Some((noun, Uuid::parse_str(id).ok()?))
 }
 
+/// Before every key of a token.
+pub const TOKENS: &str = "t/";
+
 /// The key of an idempotency token.
 pub fn token_key(principal: &str, token: &str) -> Bytes {
-    Bytes::from(format!("t/{}:{principal}/{token}", principal.len()))
+    Bytes::from(format!("{TOKENS}{}:{principal}/{token}", principal.len()))
 }
 
 /// The key of the audit leaf at `index`; in byte order of the index.

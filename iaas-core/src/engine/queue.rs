@@ -28,6 +28,10 @@ pub enum Next {
 #[derive(Debug, Default)]
 pub struct Queue {
     due: BTreeMap<ObjectRef, Due>,
+    /// Those of `due` that are not under way, by when.
+    order: BTreeSet<(Duration, ObjectRef)>,
+    /// How many of `due` wait for their look.
+    restless: usize,
     running: BTreeSet<ObjectRef>,
 }
 
@@ -45,16 +49,31 @@ impl Queue {
     }
 
     fn put(&mut self, object: ObjectRef, new: Due) {
-        let due = self.due.entry(object).or_insert(new);
-        *due = Due { at: due.at.min(new.at), restless: due.restless || new.restless };
+        let old = self.due.get(&object).copied();
+        let due =
+            old.map_or(new, |old| Due { at: old.at.min(new.at), restless: old.restless || new.restless });
+        self.restless += usize::from(due.restless);
+        self.restless -= usize::from(old.is_some_and(|old| old.restless));
+        if !self.running.contains(&object) {
+            if let Some(old) = old {
+                self.order.remove(&(old.at, object.clone()));
+            }
+            self.order.insert((due.at, object.clone()));
+        }
+        self.due.insert(object, due);
     }
 
     /// Takes an object that is due at `now` and not under way.
     pub fn take(&mut self, now: Duration) -> Option<ObjectRef> {
-        let ready = |(object, due): &(&ObjectRef, &Due)| due.at <= now && !self.running.contains(*object);
         // The one that has waited longest, so that no object starves.
-        let object = self.due.iter().filter(ready).min_by_key(|(_, due)| due.at)?.0.clone();
-        self.due.remove(&object);
+        let (at, _) = self.order.first()?;
+        if *at > now {
+            return None;
+        }
+        let (_, object) = self.order.pop_first()?;
+        if self.due.remove(&object).is_some_and(|due| due.restless) {
+            self.restless -= 1;
+        }
         self.running.insert(object.clone());
         Some(object)
     }
@@ -62,6 +81,9 @@ impl Queue {
     /// The look at `object` is over.
     pub fn done(&mut self, object: &ObjectRef, next: Next, now: Duration) {
         self.running.remove(object);
+        if let Some(due) = self.due.get(object) {
+            self.order.insert((due.at, object.clone()));
+        }
         match next {
             Next::Rest => {}
             Next::After(span) => self.put(object.clone(), Due { at: now + span, restless: true }),
@@ -71,7 +93,7 @@ impl Queue {
 
     /// When the next object that is not under way is due.
     pub fn next_due(&self) -> Option<Duration> {
-        self.due.iter().filter(|(object, _)| !self.running.contains(*object)).map(|(_, due)| due.at).min()
+        self.order.first().map(|(at, _)| *at)
     }
 
     /// How many looks are under way.
@@ -81,7 +103,7 @@ impl Queue {
 
     /// Whether nothing is under way, and no object waits for a look.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && !self.due.values().any(|due| due.restless)
+        self.running.is_empty() && self.restless == 0
     }
 }
 
@@ -139,5 +161,56 @@ mod tests {
         queue.want(errand("b"), S);
         assert_eq!(queue.take(3 * S), Some(errand("b")));
         assert_eq!(queue.next_due(), Some(2 * S));
+    }
+
+    /// The same, decided by looking at everything.
+    #[derive(Default)]
+    struct Slow {
+        due: BTreeMap<ObjectRef, (Duration, bool)>,
+        running: BTreeSet<ObjectRef>,
+    }
+
+    impl Slow {
+        fn put(&mut self, object: ObjectRef, at: Duration, restless: bool) {
+            let due = self.due.entry(object).or_insert((at, restless));
+            *due = (due.0.min(at), due.1 || restless);
+        }
+
+        fn next(&self) -> Option<(Duration, ObjectRef)> {
+            let waiting = self.due.iter().filter(|(object, _)| !self.running.contains(*object));
+            waiting.map(|(object, due)| (due.0, object.clone())).min()
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_index_says_what_a_look_at_everything_says(steps in proptest::collection::vec((0u8..5, 0u8..6, 0u32..9), 1..200)) {
+            let (mut queue, mut slow) = (Queue::default(), Slow::default());
+            for (step, object, time) in steps {
+                let (object, time) = (errand(&object.to_string()), time * S);
+                match step {
+                    0 | 1 => {
+                        queue.want(object.clone(), time);
+                        slow.put(object, time, true);
+                    }
+                    2 => {
+                        let taken = slow.next().filter(|(at, _)| *at <= time).map(|(_, object)| object);
+                        proptest::prop_assert_eq!(queue.take(time), taken.clone());
+                        if let Some(object) = taken {
+                            slow.due.remove(&object);
+                            slow.running.insert(object);
+                        }
+                    }
+                    _ => if slow.running.remove(&object) {
+                        let next = if step == 3 { Next::Check(time) } else { Next::After(time) };
+                        queue.done(&object, next, S);
+                        slow.put(object, S + time, step == 4);
+                    },
+                }
+                proptest::prop_assert_eq!(queue.next_due(), slow.next().map(|(at, _)| at));
+                let idle = slow.running.is_empty() && !slow.due.values().any(|due| due.1);
+                proptest::prop_assert_eq!(queue.is_idle(), idle);
+            }
+        }
     }
 }

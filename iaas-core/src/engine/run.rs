@@ -53,7 +53,7 @@ use crate::spi::state_store::StateStore;
 /// How a change is to be made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// The same token with the same request gives the same answer; with another request it is a conflict.
+    /// The same token with the same request gives the same answer, for a day at least; with another request it is a conflict.
     pub token: Option<String>,
     /// Only if the object is at this version.
     pub if_version: Option<Rev>,
@@ -112,6 +112,19 @@ struct Answered {
     request: Digest,
     operation: Id<Operation>,
     out: bytes::Bytes,
+    /// When it was given; unknown in what older versions wrote.
+    #[serde(default)]
+    at: Option<jiff::Timestamp>,
+}
+
+/// How long ago the answer to a token was given; without an end if that is not known. `None`: it cannot be read, and is kept.
+pub(super) fn token_age(stored: &[u8], now: jiff::Timestamp) -> Option<Duration> {
+    let answered: Answered = codec::decode(stored).ok()?;
+    Some(
+        answered
+            .at
+            .map_or(Duration::MAX, |at| Duration::try_from(at.duration_until(now)).unwrap_or_default()),
+    )
 }
 
 impl Engine {
@@ -330,8 +343,12 @@ impl Engine {
         draft.operate(A::NAME, meant.target.clone(), meant.open)?;
         draft.audit(A::NAME, &meant.target, request.clone())?;
         if let Some(key) = token {
-            let answered =
-                Answered { request: fingerprint::<A>(request), operation, out: codec::encode(&meant.out)? };
+            let answered = Answered {
+                request: fingerprint::<A>(request),
+                operation,
+                out: codec::encode(&meant.out)?,
+                at: Some(draft.now()),
+            };
             draft.put_new(key, codec::encode(&answered)?);
         }
         Ok((operation, meant.out))

@@ -12,12 +12,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::codec;
 use super::commit::Committer;
 use super::draft::Draft;
 use super::driver::KEEP_OPERATIONS;
 use super::queue::Next;
 use super::reconcile::SELF;
 use super::reconcile::Work;
+use super::run::token_age;
 use super::sites::artifact_id;
 use super::state::State;
 use crate::Digest;
@@ -28,6 +30,7 @@ use crate::Rev;
 use crate::model::*;
 use crate::spi::Converge;
 use crate::spi::Kind;
+use crate::spi::artifact::Artifacts;
 
 /// Looks for orphans.
 #[derive(Debug, Default)]
@@ -35,6 +38,8 @@ pub struct Sweeper {
     suspects: Mutex<BTreeMap<String, BTreeSet<ObjectRef>>>,
     quarantine: Mutex<BTreeSet<ObjectRef>>,
     removed: AtomicU64,
+    /// When tokens were looked through, on the monotonic clock.
+    tokens: Mutex<Option<Duration>>,
 }
 
 impl Sweeper {
@@ -53,24 +58,72 @@ impl Sweeper {
     /// # Errors
     /// Those of the providers.
     pub async fn look(&self, work: &Work) -> Result<Next> {
+        let mut first = Ok(());
+        let mut note = |done: Result<()>| {
+            // A site that does not answer holds up no other one.
+            if let Err(error) = done {
+                tracing::warn!(%error, "a part of the sweep failed");
+                first = std::mem::replace(&mut first, Ok(())).and(Err(error));
+            }
+        };
         for (id, host) in &work.sites.hosts {
             let site = |kind: &str| format!("{id}/{kind}");
-            self.sweep(work, &site("vm"), &*host.hypervisor, |s, id| s.instances.contains_key(&id.cast()))
-                .await?;
-            self.sweep(work, &site("plug"), &*host.plugs, |s, id| s.attachments.contains_key(&id.cast()))
-                .await?;
+            note(
+                self.sweep(work, &site("vm"), &*host.hypervisor, |s, id| {
+                    s.instances.contains_key(&id.cast())
+                })
+                .await,
+            );
+            note(
+                self.sweep(work, &site("plug"), &*host.plugs, |s, id| s.attachments.contains_key(&id.cast()))
+                    .await,
+            );
             for (pool, access) in &host.access {
                 let site = site(&format!("access/{pool}"));
-                self.sweep(work, &site, &**access, |s, id| s.attachments.contains_key(&id.cast())).await?;
+                note(
+                    self.sweep(work, &site, &**access, |s, id| s.attachments.contains_key(&id.cast())).await,
+                );
             }
         }
         for (id, pool) in &work.sites.pools {
-            self.sweep(work, &format!("{id}"), &**pool, |s, id| s.volumes.contains_key(&id.cast())).await?;
+            note(
+                self.sweep(work, &format!("{id}"), &**pool, |s, id| s.volumes.contains_key(&id.cast())).await,
+            );
         }
-        forget_operations(&work.committer).await?;
+        note(forget_operations(&work.committer).await);
+        note(self.forget_tokens(&work.committer).await);
         let named: BTreeSet<Digest> = work.committer.read(|s| named(s).collect());
-        work.blobs.retain(&named, UNNAMED).await?;
-        Ok(Next::Check(EVERY))
+        note(work.blobs.retain(&named, UNNAMED).await);
+        first.map(|()| Next::Check(EVERY))
+    }
+
+    /// Forgets the answers of tokens that were given long ago; now and then, because it reads all of them.
+    async fn forget_tokens(&self, committer: &Arc<Committer>) -> Result<()> {
+        let (now, at) = (committer.clock().now(), committer.clock().monotonic());
+        let last = *self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| at.saturating_sub(last) < TOKENS_EVERY) {
+            return Ok(());
+        }
+        let mut after: Option<bytes::Bytes> = None;
+        loop {
+            let (page, _) = committer.store().scan(codec::TOKENS.as_bytes(), after.as_deref(), PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            let old: Vec<bytes::Bytes> = page
+                .iter()
+                .filter(|entry| token_age(&entry.value, now).is_some_and(|age| age > KEEP_TOKENS))
+                .map(|entry| entry.key.clone())
+                .collect();
+            if !old.is_empty() {
+                let forget = |draft: &mut Draft<'_>| {
+                    old.iter().for_each(|key| draft.delete_raw(key.clone()));
+                    Ok(())
+                };
+                committer.commit(SELF, forget).await?;
+            }
+        }
+        *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        Ok(())
     }
 
     async fn sweep<K: Kind, P: Converge<K> + ?Sized>(
@@ -124,20 +177,28 @@ impl Sweeper {
 /// # Errors
 /// Those of the providers.
 pub async fn evict_artifacts(work: &Work) -> Result<Next> {
+    let mut first = Ok(());
     for host in work.sites.hosts.values() {
-        let mut after = None;
-        loop {
-            let page = host.artifacts.inventory(&work.caller.own(), after, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.id);
-            let wanted = work.committer.read(wanted);
-            let ours = page.iter().filter(|f| f.tag.incarnation == work.caller.incarnation);
-            for found in ours.filter(|f| !wanted.contains(&f.id)) {
-                host.artifacts.remove(&work.caller.own(), found.id, found.tag.rev).await?;
-            }
+        // A host that does not answer holds up no other one.
+        if let Err(error) = evict_from(work, &*host.artifacts).await {
+            first = first.and(Err(error));
         }
     }
-    Ok(Next::Rest)
+    first.map(|()| Next::Rest)
+}
+
+async fn evict_from(work: &Work, artifacts: &dyn Artifacts) -> Result<()> {
+    let mut after = None;
+    loop {
+        let page = artifacts.inventory(&work.caller.own(), after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.id);
+        let wanted = work.committer.read(wanted);
+        let ours = page.iter().filter(|f| f.tag.incarnation == work.caller.incarnation);
+        for found in ours.filter(|f| !wanted.contains(&f.id)) {
+            artifacts.remove(&work.caller.own(), found.id, found.tag.rev).await?;
+        }
+    }
 }
 
 /// The artifacts that images name.
@@ -179,6 +240,10 @@ async fn forget_operations(committer: &Arc<Committer>) -> Result<()> {
 const EVERY: Duration = Duration::from_secs(60);
 /// How long a blob that no image names is kept: an import puts it before its image names it.
 const UNNAMED: Duration = Duration::from_secs(3600);
+/// How long the answer to a token is kept at least.
+const KEEP_TOKENS: Duration = Duration::from_secs(24 * 3600);
+/// How often old answers are looked for.
+const TOKENS_EVERY: Duration = Duration::from_secs(3600);
 /// Objects per page of an inventory.
 const PAGE: usize = 256;
 /// The most orphans that a sweep removes by itself.

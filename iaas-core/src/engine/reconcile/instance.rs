@@ -285,10 +285,7 @@ async fn note_end(work: &Work, view: &View, seen: &Seen<Vm>) -> Result<()> {
     }
     let draw = |draft: &mut Draft<'_>| {
         let Some(mut record) = draft.find(id) else { return Ok(()) };
-        let old = record.status.vms.get(&term).map(|vm| vm.is.life.clone());
-        if old.as_ref() == Some(&seen.is.life) {
-            return Ok(());
-        }
+        // Also where the end is known: readings that are sent again count once, and those that never were must not be lost.
         bill(draft, view, &record, seen)?;
         let status = VmStatus { applied: seen.applied, phase: seen.phase.clone(), is: seen.is.clone() };
         record.status.vms.insert(term, status);
