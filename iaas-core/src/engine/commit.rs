@@ -38,6 +38,9 @@ use crate::spi::state_store::Lead;
 use crate::spi::state_store::StateStore;
 use crate::spi::state_store::Write;
 
+/// The name under which the engine changes what it observed.
+pub const SELF: &str = "engine";
+
 /// Commits changes one after another and keeps the state in memory.
 ///
 /// Cheap to share. Readers never wait for a commit; a commit waits for the one before it.

@@ -312,8 +312,6 @@ fn backoff(attempts: u32, chance: u128) -> Duration {
     base.min(Duration::from_secs(60)) + base / 1024 * jitter
 }
 
-/// Ended operations are kept this long.
-pub const KEEP_OPERATIONS: Duration = Duration::from_secs(24 * 3600);
 /// How long after the end of a feed it is opened again.
 const FEED_AGAIN: Duration = Duration::from_secs(5);
 /// The most looks at once.

@@ -21,8 +21,9 @@ pub mod run;
 pub mod sites;
 pub mod state;
 pub mod sweep;
+pub mod tokens;
 
 pub use draft::Plan;
 pub use run::Engine;
 pub use run::Options;
-pub use run::Running;
+pub use tokens::Running;

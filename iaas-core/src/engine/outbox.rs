@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::codec;
 use super::commit::Committer;
+use super::commit::SELF;
 use super::draft::Draft;
 use super::queue::Next;
-use super::reconcile::SELF;
 use super::sites::Caller;
 use super::sites::Sites;
 use crate::Id;

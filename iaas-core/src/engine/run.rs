@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::RwLock;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,8 +27,9 @@ use super::sites::Blobs;
 use super::sites::Caller;
 use super::sites::Sites;
 use super::sweep::Sweeper;
+use super::tokens;
+use super::tokens::Running;
 use crate::Clock;
-use crate::Digest;
 use crate::Error;
 use crate::ErrorKind;
 use crate::Id;
@@ -57,15 +56,6 @@ pub struct Options {
     pub token: Option<String>,
     /// Only if the object is at this version.
     pub if_version: Option<Rev>,
-}
-
-/// A change that was committed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Running<T> {
-    /// The operation that carries it out.
-    pub operation: Id<Operation>,
-    /// What the caller gets at once.
-    pub out: T,
 }
 
 /// What an engine is made of.
@@ -104,27 +94,6 @@ pub struct Engine {
     gate: Gate,
     meter: Arc<dyn MeterSink>,
     _tasks: JoinSet<()>,
-}
-
-/// The answer kept for a token.
-#[derive(Serialize, Deserialize)]
-struct Answered {
-    request: Digest,
-    operation: Id<Operation>,
-    out: bytes::Bytes,
-    /// When it was given; unknown in what older versions wrote.
-    #[serde(default)]
-    at: Option<jiff::Timestamp>,
-}
-
-/// How long ago the answer to a token was given; without an end if that is not known. `None`: it cannot be read, and is kept.
-pub(super) fn token_age(stored: &[u8], now: jiff::Timestamp) -> Option<Duration> {
-    let answered: Answered = codec::decode(stored).ok()?;
-    Some(
-        answered
-            .at
-            .map_or(Duration::MAX, |at| Duration::try_from(at.duration_until(now)).unwrap_or_default()),
-    )
 }
 
 impl Engine {
@@ -304,7 +273,7 @@ impl Engine {
         request: &A,
     ) -> Result<Option<Running<A::Out>>> {
         match self.committer.store().get(&codec::token_key(&who.name, token)).await? {
-            Some(entry) => replay::<A>(&entry.value, &codec::encode(request)?).map(Some),
+            Some(entry) => tokens::replay::<A>(&entry.value, &codec::encode(request)?).map(Some),
             None => Ok(None),
         }
     }
@@ -343,13 +312,8 @@ impl Engine {
         draft.operate(A::NAME, meant.target.clone(), meant.open)?;
         draft.audit(A::NAME, &meant.target, request.clone())?;
         if let Some(key) = token {
-            let answered = Answered {
-                request: fingerprint::<A>(request),
-                operation,
-                out: codec::encode(&meant.out)?,
-                at: Some(draft.now()),
-            };
-            draft.put_new(key, codec::encode(&answered)?);
+            let answer = tokens::answer::<A>(request, operation, &meant.out, draft.now())?;
+            draft.put_new(key, answer);
         }
         Ok((operation, meant.out))
     }
@@ -359,21 +323,6 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self._tasks.abort_all();
     }
-}
-
-fn fingerprint<A: Action>(request: &bytes::Bytes) -> Digest {
-    let mut bytes = A::NAME.as_bytes().to_vec();
-    bytes.push(0);
-    bytes.extend_from_slice(request);
-    Digest::of(&bytes)
-}
-
-fn replay<A: Action>(stored: &[u8], request: &bytes::Bytes) -> Result<Running<A::Out>> {
-    let answered: Answered = codec::decode(stored)?;
-    if answered.request != fingerprint::<A>(request) {
-        return Err(Error::conflict("this token was used for another request").remedy("use a new token"));
-    }
-    Ok(Running { operation: answered.operation, out: codec::decode(&answered.out)? })
 }
 
 fn check_version<A: Action>(draft: &Draft<'_>, permit: &Permit<A>, wanted: Option<Rev>) -> Result<()> {

@@ -14,14 +14,13 @@ use std::time::Duration;
 
 use super::codec;
 use super::commit::Committer;
+use super::commit::SELF;
 use super::draft::Draft;
-use super::driver::KEEP_OPERATIONS;
 use super::queue::Next;
-use super::reconcile::SELF;
 use super::reconcile::Work;
-use super::run::token_age;
 use super::sites::artifact_id;
 use super::state::State;
+use super::tokens;
 use crate::Digest;
 use crate::Id;
 use crate::ObjectRef;
@@ -111,7 +110,7 @@ impl Sweeper {
             after = Some(last.key.clone());
             let old: Vec<bytes::Bytes> = page
                 .iter()
-                .filter(|entry| token_age(&entry.value, now).is_some_and(|age| age > KEEP_TOKENS))
+                .filter(|entry| tokens::age(&entry.value, now).is_some_and(|age| age > KEEP_TOKENS))
                 .map(|entry| entry.key.clone())
                 .collect();
             if !old.is_empty() {
@@ -240,6 +239,8 @@ async fn forget_operations(committer: &Arc<Committer>) -> Result<()> {
 const EVERY: Duration = Duration::from_secs(60);
 /// How long a blob that no image names is kept: an import puts it before its image names it.
 const UNNAMED: Duration = Duration::from_secs(3600);
+/// Ended operations are kept this long.
+const KEEP_OPERATIONS: Duration = Duration::from_secs(24 * 3600);
 /// How long the answer to a token is kept at least.
 const KEEP_TOKENS: Duration = Duration::from_secs(24 * 3600);
 /// How often old answers are looked for.

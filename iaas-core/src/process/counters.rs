@@ -18,7 +18,7 @@ use bytes::Bytes;
 use sha2::Digest as _;
 use sha2::Sha256;
 
-use super::folder::open_plain;
+use super::plain::open_plain;
 use crate::Error;
 use crate::Result;
 

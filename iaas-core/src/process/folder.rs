@@ -23,6 +23,7 @@ use super::Identity;
 use super::counters::CountersPage;
 use super::lock::LockState;
 use super::lock::RoleLock;
+use super::plain::open_plain;
 use crate::Error;
 use crate::ErrorKind;
 use crate::Result;
@@ -210,14 +211,6 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     file.take(SMALL_MAX).read_to_end(&mut bytes).map_err(|e| cannot("read", path, &e))?;
     Ok(Some(bytes))
-}
-
-/// Opens a file of a role's folder for reading. A role that was taken over may have put a link or a pipe in its place: neither
-/// leads elsewhere nor blocks.
-pub(super) fn open_plain(path: &Path) -> io::Result<File> {
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a plain file")) }
 }
 
 fn tail(path: &Path, max: u64) -> io::Result<String> {

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::FcntlArg;
 use nix::libc;
 
-use super::folder::open_plain;
+use super::plain::open_plain;
 use crate::Error;
 use crate::Result;
 

@@ -49,6 +49,7 @@ mod identity;
 mod launcher;
 mod lock;
 mod openers;
+mod plain;
 mod protocol;
 mod server;
 

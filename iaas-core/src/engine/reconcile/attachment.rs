@@ -4,7 +4,6 @@
 //! before was seen gone.
 
 use super::Next;
-use super::SELF;
 use super::SOON;
 use super::Work;
 use super::pace;
@@ -16,6 +15,7 @@ use crate::Id;
 use crate::ObjectRef;
 use crate::Result;
 use crate::Rev;
+use crate::engine::commit::SELF;
 use crate::engine::draft::Draft;
 use crate::engine::outbox::counted;
 use crate::engine::state::State;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::Next;
 use super::RESYNC;
-use super::SELF;
 use super::SOON;
 use super::Work;
 use super::hopeless;
@@ -17,6 +16,7 @@ use crate::Error;
 use crate::ErrorKind;
 use crate::Id;
 use crate::Result;
+use crate::engine::commit::SELF;
 use crate::engine::draft::Draft;
 use crate::engine::intent::running;
 use crate::engine::outbox::allocated;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::commit::Committer;
+use super::commit::SELF;
 use super::queue::Next;
 use super::sites::Blobs;
 use super::sites::Caller;
@@ -33,9 +34,6 @@ use crate::spi::Kind;
 use crate::spi::Phase;
 use crate::spi::Seen;
 use crate::spi::target::Target;
-
-/// The name under which the engine changes what it observed.
-pub const SELF: &str = "engine";
 
 /// What reconcilers work with.
 #[derive(Clone, Debug)]

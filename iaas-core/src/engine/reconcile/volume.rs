@@ -3,7 +3,6 @@
 use bytes::Bytes;
 
 use super::Next;
-use super::SELF;
 use super::SOON;
 use super::Work;
 use super::hopeless;
@@ -13,6 +12,7 @@ use crate::Error;
 use crate::Id;
 use crate::Result;
 use crate::engine::codec;
+use crate::engine::commit::SELF;
 use crate::engine::draft::Draft;
 use crate::engine::outbox::allocated;
 use crate::model::*;
