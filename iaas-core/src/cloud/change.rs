@@ -13,6 +13,7 @@ use super::Session;
 use crate::Error;
 use crate::ErrorKind;
 use crate::Id;
+use crate::Outcome;
 use crate::Result;
 use crate::Rev;
 use crate::engine::Options;
@@ -121,7 +122,8 @@ impl<T: Clone> Op<T> {
     /// Waits until what was asked for was seen.
     ///
     /// # Errors
-    /// What made it impossible; `Conflict` if a later operation replaced it.
+    /// What made it impossible; `Conflict` if a later operation replaced it; [`Outcome::Unknown`] with the reason if this
+    /// control plane stops before the end was seen.
     pub async fn wait(&self) -> Result<T> {
         self.wait_with(|_| {}).await
     }
@@ -159,7 +161,12 @@ impl<T: Clone> Op<T> {
                 },
                 halted = halts.wait_for(Option::is_some) => {
                     let why = halted.ok().and_then(|why| why.clone());
-                    return Err(why.unwrap_or_else(|| Error::unavailable("the cloud was closed")));
+                    let why = why.unwrap_or_else(|| Error::unavailable("the cloud was closed"));
+                    // Only that nothing more is done here is certain: the operation stands, and whoever leads carries it out.
+                    return Err(why
+                        .about(self.id.object())
+                        .remedy("ask the control plane that leads now what became of the operation")
+                        .outcome_is(Outcome::Unknown));
                 }
             }
         }

@@ -9,6 +9,7 @@
 
 pub mod faulty_store;
 pub mod judge;
+pub mod stall;
 pub mod virtual_clock;
 
 use std::sync::Arc;
