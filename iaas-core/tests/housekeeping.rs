@@ -15,8 +15,10 @@ use common::tenant;
 use common::virtual_clock::VirtualClock;
 use common::virtual_clock::in_virtual_time;
 use iaas_core::Error;
+use iaas_core::ErrorKind;
 use iaas_core::Id;
 use iaas_core::ObjectRef;
+use iaas_core::Outcome;
 use iaas_core::Result;
 use iaas_core::Rev;
 use iaas_core::model::*;
@@ -112,6 +114,23 @@ fn a_last_reading_that_comes_after_the_end_is_paid_for() {
             |event| matches!(&event.what, Usage::Counted(reading) if reading.totals.contains_key("late")),
         );
         assert!(late, "the reading was lost");
+    });
+}
+
+#[test]
+fn an_operation_that_went_with_its_project_is_not_said_to_be_undone() {
+    in_virtual_time(async {
+        let rig = Rig::on(Arc::new(VirtualClock::new()));
+        let cloud = rig.open().await.unwrap();
+        let root = cloud.session_as("root");
+        let organization = root.organizations().create(Owner::Cloud, "acme", Empty {}).await.unwrap().out;
+        let spec = ProjectSpec { organization };
+        let project = root.projects().create(organization, "main", spec).await.unwrap().out;
+        let made = root.networks().create(project, "vpc", NetworkSpec::default()).await.unwrap();
+        root.networks().delete(made.out).await.unwrap();
+        root.projects().delete(project).await.unwrap();
+        let told = made.wait().await.unwrap_err();
+        assert_eq!((told.kind(), told.outcome()), (ErrorKind::NotFound, Outcome::Unknown), "{told:?}");
     });
 }
 

@@ -140,7 +140,11 @@ impl<T: Clone> Op<T> {
             changes.borrow_and_update();
             let record = committer.read(|s| s.get(self.id).cloned());
             let Some(record) = record else {
-                return Err(Error::not_found("the operation is not known any more").about(self.id.object()));
+                // Only what has ended is forgotten, with its project or after a day; how it ended went with it.
+                return Err(Error::not_found("the operation has ended and is not known any more")
+                    .about(self.id.object())
+                    .remedy("look at the object that it was about")
+                    .outcome_is(Outcome::Unknown));
             };
             match &record.status.state {
                 OperationState::Done => return Ok(self.out.clone()),
