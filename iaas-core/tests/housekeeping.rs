@@ -134,6 +134,33 @@ fn an_operation_that_went_with_its_project_is_not_said_to_be_undone() {
     });
 }
 
+#[test]
+fn nothing_that_describes_a_project_outlives_it_however_much_it_is() {
+    in_virtual_time(async {
+        let rig = Rig::on(Arc::new(VirtualClock::new()));
+        let cloud = rig.open().await.unwrap();
+        let root = cloud.session_as("root");
+        let organization = root.organizations().create(Owner::Cloud, "acme", Empty {}).await.unwrap().out;
+        let project =
+            root.projects().create(organization, "main", ProjectSpec { organization }).await.unwrap().out;
+        // Each leaves an operation, too.
+        for n in 0..130 {
+            root.security_groups()
+                .create(project, &format!("group-{n}"), SecurityGroupSpec::default())
+                .await
+                .unwrap();
+        }
+        for group in root.security_groups().list(project, None, 1000).await.unwrap() {
+            root.security_groups().delete(group.meta.id).await.unwrap();
+        }
+        root.projects().delete(project).await.unwrap();
+        root.organizations().delete(organization).await.unwrap();
+        tokio::time::sleep(HOUR).await;
+        let (records, _) = rig.store.scan(b"r/operation/", None, 1000).await.unwrap();
+        assert!(records.len() < 100, "{} operations are left", records.len());
+    });
+}
+
 /// Whether the odd hypervisor has a late reading.
 static LATE: AtomicU64 = AtomicU64::new(0);
 
