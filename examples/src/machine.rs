@@ -306,8 +306,15 @@ impl Ids {
 
     fn keep(self, state: &Path) -> Result<Self> {
         let text = serde_json::to_vec_pretty(&self).map_err(|e| Error::internal("ids").because(&e))?;
+        use std::io::Write;
+        use std::os::unix::fs::OpenOptionsExt;
         let (draft, file) = (state.join("ids.json.new"), state.join("ids.json"));
-        std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, &file)).map_err(io)?;
+        let private =
+            || std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft);
+        private()
+            .and_then(|mut new| new.write_all(&text))
+            .and_then(|()| std::fs::rename(&draft, &file))
+            .map_err(io)?;
         Ok(self)
     }
 }

@@ -37,16 +37,24 @@ pub async fn explain_drop(me: &Session, from: Id<Port>, dst: IpAddr, report: &mu
 }
 
 /// Whether a guest lived through a real restart of control: the process `before` is gone, `now` is another one, and the
-/// guest still says `boot_id`.
+/// guest still says `boot_id`, and has run for longer than the `since` seconds at which control died.
 ///
 /// # Errors
 /// `Internal` if control was not restarted, or the guest was started anew.
-pub fn check_adopted((before, now): (Process, Process), boot_id: &str, alive: &str) -> Result<String> {
+pub fn check_adopted(
+    (before, now): (Process, Process),
+    (boot_id, since): (&str, f64),
+    alive: &str,
+) -> Result<String> {
     machine::ensure(before != now && !before.is_alive(), || {
         format!("control was not restarted: {before:?} was to be killed, and {now:?} is here")
     })?;
     machine::ensure(value(alive, "boot_id") == Some(boot_id), || {
         format!("the guest was started anew: {alive}, was {boot_id}")
+    })?;
+    let uptime = value(alive, "uptime").and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+    machine::ensure(uptime > since, || {
+        format!("the guest's clock did not go on: {alive}, was {since:.2} when control was killed")
     })?;
     Ok(format!("{alive}; control was process {}, is {}", before.pid, now.pid))
 }
@@ -65,7 +73,9 @@ pub async fn adopt(cloud: &Cloud, me: &Session, memory: &Memory, report: &mut Re
         let mut guest = Guest::follow(me, id);
         let from = guest.now().await?;
         let alive = guest.line_after(from, "ALIVE boot_id", BOOT).await?.1;
-        let evidence = check_adopted((memory.control, now), boot_id, &alive)?;
+        // The client's clock was noted when control died; the web's was not.
+        let since = memory.killed_at.filter(|_| name == "client").unwrap_or(0.0);
+        let evidence = check_adopted((memory.control, now), (boot_id, since), &alive)?;
         report.step("adopted", format!("{name}: {evidence}"));
     }
     machine::ensure(cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
@@ -123,13 +133,12 @@ pub async fn bill(me: &Session, memory: &Memory, web: Id<Instance>, report: &mut
     report.step("bill", format!("total {} {}", bill.total, bill.currency));
     report.step("bytes", machine::check_bytes(&bill, memory.client_port, &before, &after)?);
     let entries = me.audit().entries().await?;
-    let index = entries.iter().position(|e| e.object == web.object()).unwrap_or(0) as u64;
+    let at = entries.iter().position(|e| e.object == web.object());
+    let at = at.ok_or_else(|| iaas_core::Error::internal("the audit log knows nothing of the web"))?;
+    let index = at as u64;
     let (leaf, proof, checkpoint) = me.audit().prove(index).await?;
     proof.verify(&leaf, &checkpoint.root())?;
-    let proved = format!(
-        "entry {index} ({}) is proved to be in it",
-        entries[usize::try_from(index).unwrap_or(0)].action
-    );
+    let proved = format!("entry {index} ({}) is proved to be in it", entries[at].action);
     report.step("audit", format!("{} entries, root {}; {proved}", checkpoint.size(), checkpoint.root()));
     Ok(())
 }
@@ -159,13 +168,15 @@ mod tests {
         let other = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
         // Nothing was restarted; and a control that was to be killed but runs on beside us.
         for before in [me, other] {
-            let error = check_adopted((before, me), "one", alive).unwrap_err();
+            let error = check_adopted((before, me), ("one", 8.0), alive).unwrap_err();
             assert!(error.to_string().contains("not restarted"), "{error}");
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(check_adopted((other, me), "one", alive).is_ok());
-        let error = check_adopted((other, me), "two", alive).unwrap_err();
+        assert!(check_adopted((other, me), ("one", 8.0), alive).is_ok());
+        let error = check_adopted((other, me), ("two", 8.0), alive).unwrap_err();
         assert!(error.to_string().contains("started anew"), "{error}");
+        let error = check_adopted((other, me), ("one", 9.5), alive).unwrap_err();
+        assert!(error.to_string().contains("did not go on"), "{error}");
     }
 }

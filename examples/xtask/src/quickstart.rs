@@ -196,14 +196,14 @@ impl Subject {
         processes(&self.watch()).into_iter().filter(|p| p.exe == self.program).collect()
     }
 
-    /// Fails when something outside the state folder is there that was not there before.
+    /// Fails when something is there that was not there before, but for what a cloud without tenants has.
     fn judge(&self, before: &Snapshot) -> Result<()> {
         let end = Instant::now() + GRACE;
         let left = loop {
             let mut left = self.watch().take_snapshot()?.since(before);
             left.retain(|(section, id, _)| match section.as_str() {
-                // The store and the logs stay; other programs come and go with cgroups of their own.
-                "tree" => !id.contains(&*self.state.to_string_lossy()),
+                "tree" => !stays(id, &self.state),
+                // Other programs come and go with cgroups of their own.
                 "cgroups" => id.contains("iaas"),
                 _ => true,
             });
@@ -219,6 +219,28 @@ impl Subject {
             count => Err(Failure::new(format!("{count} things are left over; they are listed above"))),
         }
     }
+}
+
+/// Whether a thing of the tree (`file PATH`) is one that a cloud without tenants has.
+fn stays(thing: &str, state: &Path) -> bool {
+    let Some((kind, path)) = thing.split_once(' ') else { return false };
+    let Ok(inside) = Path::new(path).strip_prefix(state) else { return false };
+    STAYS.contains(&format!("{kind} {}", without_ids(&inside.to_string_lossy())).trim_end())
+}
+
+/// `path` with `#` in the place of each id or number, also of one behind a word and a dash.
+fn without_ids(path: &str) -> String {
+    let is_id = |text: &str| text.len() >= 8 && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let shown = path.split_inclusive(['/', '.']).map(|part| {
+        let word = part.trim_end_matches(['/', '.']);
+        let end = &part[word.len()..];
+        match word.split_once('-') {
+            _ if is_id(word) => format!("#{end}"),
+            Some((name, id)) if is_id(id) => format!("{name}-#{end}"),
+            _ => part.to_owned(),
+        }
+    });
+    shown.collect()
 }
 
 /// A short name for a state folder: two clouds on one machine keep their sockets apart.
@@ -255,6 +277,46 @@ fn role(process: &Process) -> &str {
     marker.and_then(|at| process.args.get(at + 1)).map_or("control", String::as_str)
 }
 
+/// The state folder of a cloud without tenants: its store, its usage log, what fences its sites, and blobs, which are forgotten
+/// an hour after the last image that named them.
+const STAYS: [&str; 36] = [
+    "dir",
+    "dir blobs",
+    "file blobs/#",
+    "dir host",
+    "dir host/access",
+    "dir host/access/#",
+    "file host/access/#/install",
+    "dir host/artifacts",
+    "dir host/fence",
+    "file host/fence/#.fabric-#.lock",
+    "file host/fence/#.fabric-#.record",
+    "file host/fence/#.host-#.lock",
+    "file host/fence/#.host-#.record",
+    "file host/fence/#.pool-#.lock",
+    "file host/fence/#.pool-#.record",
+    "file host/install.cbor",
+    "dir host/net",
+    "file host/net/claimed",
+    "dir host/net/counters",
+    "file host/net/install",
+    "file host/net/lock",
+    "dir host/net/plugs",
+    "file host/net/program",
+    "dir host/roles",
+    "file host/roles/guard",
+    "dir host/roles/runner",
+    "dir host/roles/switch",
+    "dir host/vms",
+    "file ids.json",
+    "dir store",
+    "file store/cloud.redb",
+    "dir usage",
+    "file usage/usage-#.log",
+    "file usage/usage.lock",
+    "dir volumes",
+    "file volumes/pool.meta",
+];
 const PROGRAM: &str = "quickstart";
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 const RUN_LIMIT: Duration = Duration::from_secs(10 * 60);
@@ -269,6 +331,30 @@ mod tests {
         // The published FNV-1a value of "a".
         assert_eq!(digest(Path::new("a")), 0xe40c_292c);
         assert_ne!(digest(Path::new("/a/b")), digest(Path::new("/b/a")));
+    }
+
+    #[test]
+    fn a_cloud_without_tenants_keeps_its_books_and_nothing_of_a_tenant() {
+        let (state, id) = (Path::new("/s/quick-bead"), "01a20e43-3ace-72c1-89ac-48f4e7323ed3");
+        let short = id.replace('-', "");
+        let stay = |thing: String| stays(&thing, state);
+        assert!(stay("dir /s/quick-bead".to_owned()));
+        assert!(stay("file /s/quick-bead/store/cloud.redb".to_owned()));
+        assert!(stay(format!("file /s/quick-bead/host/fence/{short}.pool-{id}.record")));
+        assert!(stay("file /s/quick-bead/usage/usage-0000000012.log".to_owned()));
+        for left in [
+            format!("file /s/quick-bead/volumes/{id}.raw"),
+            format!("file /s/quick-bead/volumes/{id}.meta"),
+            format!("dir /s/quick-bead/host/vms/{id}"),
+            format!("dir /s/quick-bead/host/roles/runner/{id}"),
+            format!("file /s/quick-bead/host/net/plugs/{id}"),
+            format!("dir /s/quick-bead/host/artifacts/{id}"),
+            format!("file /s/quick-bead/blobs/.{id}"),
+            "socket /s/quick-bead/ids.json".to_owned(),
+            "file /elsewhere".to_owned(),
+        ] {
+            assert!(!stay(left.clone()), "{left}");
+        }
     }
 
     #[test]

@@ -291,7 +291,7 @@ fn test_files(root: &Path) -> Result<Vec<TestFile>> {
         for file in rust_files(&root.join(folder))? {
             let text = fs::read_to_string(&file).at(&file)?;
             let shown = shown(root, &file);
-            if is_test(&shown) || text.contains("#[cfg(test)]") || text.contains("conformance") {
+            if is_test(&shown) || text.contains("#[cfg(test)]") || code(&text).contains("conformance") {
                 tests.push((shown, text));
             }
         }
@@ -332,7 +332,7 @@ fn run_suites<'a>(suites: &'a [Suite], tests: &'a [(String, String)]) -> Vec<(&'
     let named_by_test = |suite: &Suite| {
         tests
             .iter()
-            .find(|(_, text)| names(text, &format!("conformance::{}", suite.name)))
+            .find(|(_, text)| names(&code(text), &format!("conformance::{}", suite.name)))
             .map(|(shown, _)| shown.as_str())
     };
     let mut run: Vec<(&Suite, &str)> = suites.iter().filter_map(|s| Some((s, named_by_test(s)?))).collect();
@@ -344,6 +344,11 @@ fn run_suites<'a>(suites: &'a [Suite], tests: &'a [(String, String)]) -> Vec<(&'
         at += 1;
     }
     run
+}
+
+/// `text` without its comments: what a documentation recommends is run by nobody.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
 }
 
 /// Whether a suite's file names another suite, or is of the same.
@@ -415,6 +420,15 @@ mod tests {
 
     fn file(text: &str) -> TestFile {
         TestFile::parse("tests/pool.rs".to_owned(), text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn a_suite_that_only_a_comment_recommends_is_not_run() {
+        let suite = |name: &str| Suite { name: name.to_owned(), shown: name.to_owned(), text: String::new() };
+        let suites = [suite("meter"), suite("provider")];
+        let text = "/// Prove yours with `testing::conformance::provider`.\nuse conformance::meter;\n";
+        let run = run_suites(&suites, &[("tests/a.rs".to_owned(), text.to_owned())]).len();
+        assert_eq!(run, 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod calls;
 mod tracer;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -185,17 +186,25 @@ impl Campaign {
     }
 
     fn run(&mut self, options: &Options) -> Result<()> {
-        let total = self.undisturbed()?;
-        // Polling makes no two long runs equally long: their last eighth is not always reached.
-        let reached = if options.points < total { total - total / 8 } else { total };
-        let chosen = options.at.map_or_else(|| spread(reached, options.points), |k| vec![k]);
+        let calls = self.undisturbed()?;
+        let total = calls.len();
+        let chosen = options.at.map_or_else(|| choose(&calls, options.points), |k| vec![k]);
         line(&format!("where=host calls={total} points={}", chosen.len()));
         let progress = bar("crash", u64::try_from(chosen.len()).unwrap_or(u64::MAX));
         let (mut leaks, mut kills) = (0, 0);
         for &k in &chosen {
-            let (killed, left) = self.kill_at(k, total)?;
-            kills += usize::from(killed);
-            leaks += left;
+            let mut at = k;
+            loop {
+                let (killed, left) = self.kill_at(at, total)?;
+                kills += usize::from(killed);
+                leaks += left;
+                // Polling makes no two runs equally long: one that was over before its call is cut short a little earlier.
+                let earlier = at - at / 32;
+                if killed || options.at.is_some() || earlier == at || at <= total - total / 4 {
+                    break;
+                }
+                at = earlier;
+            }
             progress.inc(1);
         }
         progress.finish_and_clear();
@@ -213,7 +222,7 @@ impl Campaign {
     }
 
     /// Runs twice without a kill. The first run teaches which files stay; the second must add none.
-    fn undisturbed(&mut self) -> Result<usize> {
+    fn undisturbed(&mut self) -> Result<Vec<&'static str>> {
         self.clear()?;
         self.allowed = vec![self.watch().take_snapshot()?];
         let trace = self.traced(None)?;
@@ -230,7 +239,7 @@ impl Campaign {
             print_things("where=host undisturbed leak", &first);
             return Err(Failure::new(format!("{} things are left over without any crash", first.len())));
         }
-        Ok(trace.calls.len())
+        Ok(trace.calls)
     }
 
     /// One kill, one restart, one judgement: (whether the k-th call was reached, things left over).
@@ -372,6 +381,20 @@ fn tail(log: &Path) -> String {
     lines.iter().rev().map(|l| format!("\n    {l}")).collect()
 }
 
+/// `points` kills over the whole sequence, and one for each kind of call that none of them meets: in the middle of its kind.
+fn choose(calls: &[&str], points: usize) -> Vec<usize> {
+    let mut chosen: BTreeSet<usize> = spread(calls.len(), points).into_iter().collect();
+    let kinds: BTreeSet<&str> = calls.iter().copied().collect();
+    for kind in kinds {
+        let places: Vec<usize> =
+            calls.iter().enumerate().filter(|(_, call)| **call == kind).map(|(at, _)| at + 1).collect();
+        if !places.iter().any(|place| chosen.contains(place)) {
+            chosen.extend(places.get(places.len() / 2));
+        }
+    }
+    chosen.into_iter().collect()
+}
+
 /// `points` numbers from 1 to `total`, both ends among them, as even as they come.
 fn spread(total: usize, points: usize) -> Vec<usize> {
     let points = points.min(total);
@@ -397,6 +420,15 @@ const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_of_call_is_killed_once_and_the_end_of_the_sequence_too() {
+        let mut calls = vec!["write"; 100];
+        (calls[40], calls[41], calls[42], calls[90]) = ("kill", "kill", "kill", "bind");
+        let chosen = choose(&calls, 5);
+        assert_eq!(chosen, [1, 25, 42, 50, 75, 91, 100]);
+        assert_eq!(choose(&["write"; 3], 16), [1, 2, 3]);
+    }
 
     #[test]
     fn the_kills_reach_both_ends_and_are_even() {
