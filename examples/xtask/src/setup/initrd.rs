@@ -140,14 +140,14 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 const SCRIPTS: [(&str, &str); 8] = [
-    ("init", include_str!("../../guest/init.sh")),
-    ("etc/udhcpc.sh", include_str!("../../guest/udhcpc.sh")),
-    ("etc/guest/web.sh", include_str!("../../guest/web.sh")),
-    ("etc/guest/client.sh", include_str!("../../guest/client.sh")),
-    ("etc/guest/tiny.sh", include_str!("../../guest/tiny.sh")),
-    ("etc/guest/shell.sh", include_str!("../../guest/shell.sh")),
-    ("etc/guest/poweroff.sh", include_str!("../../guest/poweroff.sh")),
-    ("etc/guest/off", include_str!("../../guest/off.sh")),
+    ("init", include_str!("scripts/init.sh")),
+    ("etc/udhcpc.sh", include_str!("scripts/udhcpc.sh")),
+    ("etc/guest/web.sh", include_str!("scripts/web.sh")),
+    ("etc/guest/client.sh", include_str!("scripts/client.sh")),
+    ("etc/guest/tiny.sh", include_str!("scripts/tiny.sh")),
+    ("etc/guest/shell.sh", include_str!("scripts/shell.sh")),
+    ("etc/guest/poweroff.sh", include_str!("scripts/poweroff.sh")),
+    ("etc/guest/off", include_str!("scripts/off.sh")),
 ];
 
 /// Dependencies first: an unpacked kernel package has no `modules.dep`.
