@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         supervise::until_done(1).map_err(machine::io)
     };
     done.unwrap_or_else(|error| {
-        eprintln!("quickstart failed: {error:#}");
+        eprintln!("quickstart failed ({:?}): {error:#}", error.kind());
         ExitCode::FAILURE
     })
 }
@@ -69,9 +69,9 @@ async fn control(arguments: &Arguments) -> Result<ExitCode> {
 async fn story(machine: &Machine, me: &Session, page: &Path, arguments: &Arguments) -> Result<()> {
     let mut report = Report::new(arguments.json);
     let Some(mut memory) = Memory::read(page)? else {
+        report.step("machine", &machine.why);
         // Without it every instance would wait for somebody to install it.
         iaas_vmm::qemu::find()?;
-        report.step("machine", &machine.why);
         build(me, arguments, &mut report).await?.write(page)?;
         report.step("kill -9", "the control process kills itself; the guests go on");
         supervise::kill_self()

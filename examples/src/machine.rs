@@ -152,7 +152,9 @@ async fn compose(state: PathBuf, runtime: PathBuf, binary: Option<PathBuf>) -> R
 
 /// What runs the guests, and why nothing better.
 fn why(hypervisor: &QemuHypervisor) -> String {
-    format!("QEMU with {:?}; {}", hypervisor.accel(), iaas_vmm::probe())
+    let kvm = iaas_vmm::probe();
+    let remedy = kvm.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+    format!("QEMU with {:?}; {kvm}{remedy}", hypervisor.accel())
 }
 
 impl Machine {
@@ -314,7 +316,10 @@ impl Ids {
         private()
             .and_then(|mut new| new.write_all(&text))
             .and_then(|()| std::fs::rename(&draft, &file))
-            .map_err(io)?;
+            .inspect_err(|_| drop(std::fs::remove_file(&draft)))
+            .map_err(|e| {
+                io(e).detail(file.display().to_string()).remedy("free space below the state folder")
+            })?;
         Ok(self)
     }
 }

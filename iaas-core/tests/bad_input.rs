@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,31 +122,51 @@ fn values_out_of_range_are_refused_before_they_reach_the_cloud() {
     invalid("OpenSSH", KeyPairSpec::try_from("no key".to_owned()).map(drop));
 }
 
+/// Runs `test` as an ordinary user: root reads what nobody may read.
+fn as_ordinary_user(test: impl FnOnce() + Send + 'static) {
+    let test = || {
+        if nix::unistd::geteuid().is_root() {
+            // The user 65534 owns nothing. For this thread and those it starts alone, with what it makes; the right to
+            // pass over permissions goes with it.
+            nix::unistd::setfsgid(65534.into());
+            nix::unistd::setfsuid(65534.into());
+        }
+        test();
+    };
+    std::thread::spawn(test).join().unwrap();
+}
+
 #[test]
 fn images_that_cannot_start_are_refused_by_their_file() {
-    in_virtual_time(async {
-        let f = Fixture::new().await;
-        // An ELF header of class 64 for AArch64 (machine 183), and one for 32 bits.
-        let mut arm = vec![0; 0x400];
-        arm[..5].copy_from_slice(b"\x7fELF\x02");
-        arm[18] = 183;
-        let mut narrow = arm.clone();
-        (narrow[4], narrow[18]) = (1, 3);
-        let mut bz = vec![0; 0x400];
-        bz[0x202..0x206].copy_from_slice(b"HdrS");
-        let cases = [
-            (f.file("arm", &arm), "arm` is a kernel for another architecture"),
-            (f.file("narrow", &narrow), "narrow` is a kernel for another architecture"),
-            (f.file("bz", &bz), "bz` is a kernel for another architecture"),
-            (f.file("text", b"hello"), "text` is not a Linux kernel"),
-            (f.file("empty", b""), "empty` is empty"),
-            (f.files.path().join("absent"), "absent` cannot be read"),
-            (f.files.path().to_owned(), "` cannot be read"),
-        ];
-        for (path, names) in cases {
-            let images = f.root.images();
-            f.refused(ErrorKind::Invalid, names, images.import(f.own.project, "bad", &path, None, "")).await;
-        }
+    as_ordinary_user(|| {
+        in_virtual_time(async {
+            let f = Fixture::new().await;
+            // An ELF header of class 64 for AArch64 (machine 183), and one for 32 bits.
+            let mut arm = vec![0; 0x400];
+            arm[..5].copy_from_slice(b"\x7fELF\x02");
+            arm[18] = 183;
+            let mut narrow = arm.clone();
+            (narrow[4], narrow[18]) = (1, 3);
+            let mut bz = vec![0; 0x400];
+            bz[0x202..0x206].copy_from_slice(b"HdrS");
+            let closed = f.file("closed", b"a kernel");
+            std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
+            let cases = [
+                (f.file("arm", &arm), "arm` is a kernel for another architecture"),
+                (f.file("narrow", &narrow), "narrow` is a kernel for another architecture"),
+                (f.file("bz", &bz), "bz` is a kernel for another architecture"),
+                (f.file("text", b"hello"), "text` is not a Linux kernel"),
+                (f.file("empty", b""), "empty` is empty"),
+                (f.files.path().join("absent"), "absent` cannot be read: entity not found"),
+                (closed, "closed` cannot be read: permission denied"),
+                (f.files.path().to_owned(), "` cannot be read: is a directory"),
+            ];
+            for (path, names) in cases {
+                let images = f.root.images();
+                f.refused(ErrorKind::Invalid, names, images.import(f.own.project, "bad", &path, None, ""))
+                    .await;
+            }
+        })
     });
 }
 

@@ -248,7 +248,7 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     Ok(Some(value))
 }
 
-/// Replaces the file: after a crash there is the old content or the new one.
+/// Replaces the file: after a crash there is the old content or the new one. A failure leaves no draft.
 fn store<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut bytes = Vec::new();
     ciborium::into_writer(value, &mut bytes)
@@ -261,7 +261,8 @@ fn store<T: Serialize>(path: &Path, value: &T) -> Result<()> {
         file.sync_all()?;
         fs::rename(&fresh, path)
     };
-    write().map_err(|e| cannot("written", path, &e))?;
+    let written = write().inspect_err(|_| drop(fs::remove_file(&fresh)));
+    written.map_err(|e| cannot("written", path, &e))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
@@ -277,9 +278,14 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 fn cannot(what: &str, path: &Path, e: &io::Error) -> Error {
-    Error::unavailable(format!("a file of the network's state could not be {what}"))
-        .detail(path.display().to_string())
-        .because(e)
+    let error = match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Error::unavailable("this host's disk is full").remedy("free space below the state folder")
+        }
+        _ => Error::unavailable(format!("a file of the network's state could not be {what}"))
+            .remedy("check the disk and the rights to the state folder"),
+    };
+    error.detail(path.display().to_string()).because(e)
 }
 
 #[cfg(test)]

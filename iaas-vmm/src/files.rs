@@ -23,12 +23,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-/// Replaces the file at `path`; after a crash or a power cut it holds the old value or the new one.
+/// Replaces the file at `path`; after a crash or a power cut it holds the old value or the new one. A failure leaves no draft.
 pub(crate) fn store(path: &Path, value: &impl Serialize) -> Result<()> {
     let bytes = encode(value)?;
     let fresh = path.with_extension("new");
     write_file(&fresh, &bytes)
         .and_then(|()| fs::rename(&fresh, path))
+        .inspect_err(|_| drop(fs::remove_file(&fresh)))
         .map_err(|e| cannot("written", path, &e))?;
     sync_folder(path.parent().unwrap_or(Path::new("/")))
 }
@@ -87,10 +88,11 @@ pub(crate) fn gone(result: io::Result<()>, path: &Path) -> Result<()> {
 /// An error about a file, which only the operator sees the name of.
 pub(crate) fn cannot(what: &str, path: &Path, e: &io::Error) -> Error {
     let error = match e.kind() {
-        io::ErrorKind::StorageFull => {
-            Error::unavailable("this host's disk is full").remedy("make room below the state folder")
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Error::unavailable("this host's disk is full").remedy("free space below the state folder")
         }
-        _ => Error::unavailable(format!("a file of this host could not be {what}")),
+        _ => Error::unavailable(format!("a file of this host could not be {what}"))
+            .remedy("check the disk and the rights to the state folder"),
     };
     error.detail(path.display().to_string()).because(e)
 }
@@ -105,7 +107,9 @@ pub(crate) fn install(state: &Path) -> Result<Uuid> {
             return Ok(id);
         }
         let fresh = state.join(format!("{DRAFT}{}.new", Uuid::new_v4().simple()));
-        write_file(&fresh, &encode(&Uuid::new_v4())?).map_err(|e| cannot("written", &fresh, &e))?;
+        write_file(&fresh, &encode(&Uuid::new_v4())?)
+            .inspect_err(|_| drop(fs::remove_file(&fresh)))
+            .map_err(|e| cannot("written", &fresh, &e))?;
         // Linked, not renamed: of two that make one at once, the first wins and the other reads it.
         let linked = fs::hard_link(&fresh, &path);
         gone(fs::remove_file(&fresh), &fresh)?;

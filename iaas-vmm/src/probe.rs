@@ -46,7 +46,7 @@ impl fmt::Display for Capability {
             Self::Emulated(how) => {
                 write!(f, "KVM present but emulated: cannot run an unmodified kernel ({how})")
             }
-            Self::NoPermission => f.write_str("KVM present but this user may not use it"),
+            Self::NoPermission => f.write_str("KVM present but this user may not use /dev/kvm"),
             Self::Absent => f.write_str("there is no /dev/kvm"),
             Self::Broken(how) => write!(f, "KVM present but does not work ({how})"),
             Self::NotBuilt => f.write_str("KVM was left out of this program"),

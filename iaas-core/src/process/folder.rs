@@ -186,11 +186,12 @@ pub(super) fn make_dirs(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| cannot("made", path, &e))
 }
 
-/// Replaces a small file so that after a crash or a power cut it holds the old or the new bytes.
+/// Replaces a small file so that after a crash or a power cut it holds the old or the new bytes. A failure leaves no draft.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let fresh = path.with_extension("new");
     write_file(&fresh, bytes)
         .and_then(|()| fs::rename(&fresh, path))
+        .inspect_err(|_| drop(fs::remove_file(&fresh)))
         .map_err(|e| cannot("written", path, &e))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
@@ -234,9 +235,14 @@ fn gone(result: io::Result<()>, path: &Path) -> Result<()> {
 }
 
 fn cannot(what: &str, path: &Path, e: &io::Error) -> Error {
-    Error::unavailable(format!("a file of this host could not be {what}"))
-        .detail(path.display().to_string())
-        .because(e)
+    let error = match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Error::unavailable("this host's disk is full").remedy("free space below the state folder")
+        }
+        _ => Error::unavailable(format!("a file of this host could not be {what}"))
+            .remedy("check the disk and the rights to the state folder"),
+    };
+    error.detail(path.display().to_string()).because(e)
 }
 
 const PASSPORT: &str = "passport";

@@ -92,6 +92,7 @@ impl RawPool {
         let real = RealFolder::at(folder).map_err(|e| trouble("make the folder", &e))?;
         let local = is_local(folder).map_err(|e| trouble("look at the file system", &e))?;
         Self::over(Arc::new(real), local, state, cloud, pool)
+            .map_err(|e| e.detail(folder.display().to_string()))
     }
 
     pub(crate) fn over(
