@@ -1,5 +1,4 @@
 //! Every fake keeps its contract, in this process and over the wire; and so does what this crate itself brings.
-#![cfg(feature = "conformance")]
 
 use std::sync::Arc;
 

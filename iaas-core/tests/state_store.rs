@@ -1,5 +1,4 @@
 //! Both stores against the contract; the durable one on real files, also under a kill.
-#![cfg(feature = "conformance")]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use iaas_core::testing::conformance::state_store;
