@@ -1,5 +1,4 @@
 //! The SPI over a socket: what an error means, that sessions drain, and that versions N and N+1 get along.
-#![cfg(feature = "conformance")]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
@@ -90,6 +89,37 @@ async fn client(server: &Server, dialect: Dialect) -> Result<Remote> {
         Ok(ours)
     };
     Remote::over(dial, dialect).await
+}
+
+#[tokio::test]
+async fn a_client_that_is_dropped_ends_its_session_and_lets_its_provider_go() {
+    let (_, host) = world();
+    let hypervisor = host.hypervisor.clone();
+    let held = Arc::strong_count(&hypervisor) - 1;
+    let server = Server::new(Served::new().host(host));
+    let (ended, mut end) = tokio::sync::mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Handle::current();
+    let dial = move || -> io::Result<StdStream> {
+        let (ours, theirs) = StdStream::pair()?;
+        theirs.set_nonblocking(true)?;
+        let (server, ended) = (server.clone(), ended.clone());
+        runtime.spawn(async move {
+            let outcome = server.session(UnixStream::from_std(theirs).unwrap()).await;
+            drop(server);
+            ended.send(outcome).unwrap();
+        });
+        Ok(ours)
+    };
+    let remote = Remote::over(dial, Dialect::CURRENT).await.unwrap();
+    let far = remote.host().unwrap().hypervisor;
+    far.hello().await.unwrap();
+    drop(remote);
+    far.hello().await.unwrap();
+    drop(far);
+    let outcome =
+        tokio::time::timeout(LONG, end.recv()).await.expect("the session goes on without its client");
+    outcome.unwrap().unwrap();
+    assert_eq!(Arc::strong_count(&hypervisor), held);
 }
 
 /// A client whose other side is `peer`, written by hand.

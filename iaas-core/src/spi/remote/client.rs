@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -420,20 +421,24 @@ impl Link {
             protocol,
             card,
         });
-        tokio::spawn(link.clone().listen(read));
+        tokio::spawn(Self::listen(Arc::downgrade(&link), read));
         Ok(link)
     }
 
     /// Hands answers to those who wait, until the connection is lost.
-    async fn listen(self: Arc<Self>, mut read: OwnedReadHalf) {
+    ///
+    /// It does not hold the link: with its last holder the link's `send` goes, which closes the connection.
+    async fn listen(link: Weak<Self>, mut read: OwnedReadHalf) {
         while let Ok(Some(Down::Reply { id, body })) = frame::read(&mut read).await {
-            if let Some(waiter) = self.waiting().remove(&id) {
+            let Some(link) = link.upgrade() else { return };
+            if let Some(waiter) = link.waiting().remove(&id) {
                 // Who has gone away does not want the answer.
                 let _ = waiter.send(body);
             }
         }
-        self.dead.store(true, Ordering::SeqCst);
-        for (_, waiter) in self.waiting().drain() {
+        let Some(link) = link.upgrade() else { return };
+        link.dead.store(true, Ordering::SeqCst);
+        for (_, waiter) in link.waiting().drain() {
             let _ = waiter.send(Err(reset()));
         }
     }

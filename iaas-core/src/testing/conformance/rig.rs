@@ -1,10 +1,13 @@
 //! What a suite needs to know about an implementation: how to make one, restart it, look behind it and break it.
 
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::Error;
 use crate::Id;
 use crate::ObjectRef;
 use crate::Result;
@@ -89,20 +92,13 @@ pub trait Wrap<P: ?Sized>: Send + Sync + 'static {
 pub struct Wrapped<R: Rig, W> {
     pub(crate) inner: R,
     pub(crate) by: W,
-    current: std::sync::Mutex<Option<Arc<R::Provider>>>,
+    current: Current<R::Provider>,
 }
 
 impl<R: Rig, W> Wrapped<R, W> {
     /// Wraps the providers of `inner` by `by`.
     pub fn new(inner: R, by: W) -> Self {
-        Self { inner, by, current: std::sync::Mutex::default() }
-    }
-
-    fn keep(&self, provider: Option<Arc<R::Provider>>) -> Option<Arc<R::Provider>> {
-        std::mem::replace(
-            &mut *self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-            provider,
-        )
+        Self { inner, by, current: Current::default() }
     }
 }
 
@@ -112,15 +108,14 @@ impl<R: Rig, W: Wrap<R::Provider>> Rig for Wrapped<R, W> {
 
     async fn fresh(&self) -> Result<Arc<R::Provider>> {
         let inner = self.inner.fresh().await?;
-        self.keep(Some(inner.clone()));
+        self.current.keep(&inner);
         self.by.wrap(inner, false).await
     }
 
     async fn reopen(&self, old: Arc<R::Provider>) -> Result<Arc<R::Provider>> {
         drop(old);
-        let old = self.keep(None).ok_or_else(|| crate::Error::conflict("reopened before it was fresh"))?;
-        let inner = self.inner.reopen(old).await?;
-        self.keep(Some(inner.clone()));
+        let inner = self.inner.reopen(self.current.take().await?).await?;
+        self.current.keep(&inner);
         self.by.wrap(inner, true).await
     }
 
@@ -159,3 +154,41 @@ impl<K: Kind, R: ConvergeRig<K>, W: Wrap<R::Provider>> ConvergeRig<K> for Wrappe
         self.inner.plant(id).await
     }
 }
+
+/// The inner rig's newest provider, which that rig wants back as the only one who holds it.
+#[derive(Debug)]
+pub(crate) struct Current<P: ?Sized>(Mutex<Option<(Arc<P>, usize)>>);
+
+impl<P: ?Sized> Default for Current<P> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<P: ?Sized> Current<P> {
+    /// Keeps what is about to be wrapped, and how many will hold it once whatever wraps it has gone.
+    pub(crate) fn keep(&self, inner: &Arc<P>) {
+        // The caller's handle goes into the wrap; in its place comes the one that is kept here.
+        let holders = Arc::strong_count(inner);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((inner.clone(), holders));
+    }
+
+    /// The provider, once whatever wrapped it has let go: a session ends, and its last call, after its client has gone.
+    ///
+    /// # Errors
+    /// `Conflict` if nothing was kept, or if somebody still holds it.
+    pub(crate) async fn take(&self) -> Result<Arc<P>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (inner, holders) = kept.ok_or_else(|| Error::conflict("reopened before it was fresh"))?;
+        for _ in 0..LETTING_GO.as_millis() {
+            if Arc::strong_count(&inner) <= holders {
+                return Ok(inner);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Err(Error::conflict("the old provider is still held").remedy("drop every handle before the restart"))
+    }
+}
+
+/// How long a wrapped provider may be held after its wrap was dropped.
+const LETTING_GO: Duration = Duration::from_secs(30);

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::meter;
 use super::net_program::WrapPort;
+use super::rig::Current;
 use super::rig::Wrap;
 use super::volume_pool::WrapDevice;
 use crate::Id;
@@ -97,17 +98,17 @@ wires! {
 #[derive(Debug)]
 pub struct WiredMeter<R> {
     inner: R,
-    current: std::sync::Mutex<Option<Arc<dyn MeterSink>>>,
+    current: Current<dyn MeterSink>,
 }
 
 impl<R: meter::Rig> WiredMeter<R> {
     /// Puts a unix socket before the meters of `inner`.
     pub fn new(inner: R) -> Self {
-        Self { inner, current: std::sync::Mutex::default() }
+        Self { inner, current: Current::default() }
     }
 
     async fn over(&self, meter: Arc<dyn MeterSink>) -> Result<Arc<dyn MeterSink>> {
-        *self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(meter.clone());
+        self.current.keep(&meter);
         Wire.wrap(meter, false).await
     }
 }
@@ -119,9 +120,7 @@ impl<R: meter::Rig> meter::Rig for WiredMeter<R> {
     }
     async fn reopen(&self, old: Arc<dyn MeterSink>) -> Result<Arc<dyn MeterSink>> {
         drop(old);
-        let old = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let old = old.ok_or_else(|| crate::Error::conflict("reopened before it was fresh"))?;
-        self.over(self.inner.reopen(old).await?).await
+        self.over(self.inner.reopen(self.current.take().await?).await?).await
     }
 }
 
