@@ -11,6 +11,7 @@ use iaas_core::Result;
 use iaas_core::spi::meter::MeterSink;
 use iaas_core::testing::conformance::meter;
 use iaas_core::testing::conformance::meter::Rig;
+use iaas_core::testing::conformance::wire::WiredMeter;
 use iaas_meter::Meter;
 use tempfile::TempDir;
 
@@ -22,6 +23,10 @@ struct Reference {
 }
 
 impl Reference {
+    fn new() -> Self {
+        Self { parent: tempfile::tempdir().expect("a temporary folder"), made: Mutex::new(0) }
+    }
+
     fn newest(&self, more: u32) -> PathBuf {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         *made += more;
@@ -47,6 +52,10 @@ impl Rig for Reference {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reference_meter_keeps_its_contract() {
-    let parent = tempfile::tempdir().expect("a temporary folder");
-    meter::run(&Reference { parent, made: Mutex::new(0) }).await.assert_clean();
+    meter::run(&Reference::new()).await.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reference_meter_keeps_its_contract_over_a_wire() {
+    meter::run(&WiredMeter::new(Reference::new())).await.assert_clean();
 }

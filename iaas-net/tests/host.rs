@@ -51,6 +51,8 @@ use iaas_core::testing::conformance::plugs;
 use iaas_core::testing::conformance::plugs::PlugsRig;
 use iaas_core::testing::conformance::rig::ConvergeRig;
 use iaas_core::testing::conformance::rig::Rig;
+use iaas_core::testing::conformance::rig::Wrapped;
+use iaas_core::testing::conformance::wire::Wire;
 use iaas_net::HostNetwork;
 use iaas_net::RingOpener;
 use iaas_net::Settings;
@@ -62,7 +64,9 @@ type Story = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 /// The tests, by name.
 const STORIES: &[Story] = &[
     ("the_program_keeps_its_contract", || Box::pin(the_program_keeps_its_contract())),
+    ("the_program_keeps_its_contract_over_a_wire", || Box::pin(the_program_keeps_its_contract_over_a_wire())),
     ("the_plugs_keep_their_contract", || Box::pin(the_plugs_keep_their_contract())),
+    ("the_plugs_keep_their_contract_over_a_wire", || Box::pin(the_plugs_keep_their_contract_over_a_wire())),
     ("a_killed_switch_comes_back_and_no_frame_is_lost", || {
         Box::pin(a_killed_switch_comes_back_and_no_frame_is_lost())
     }),
@@ -486,8 +490,9 @@ impl Bench {
     }
 }
 
-#[derive(Default)]
-struct ProgramBench(Bench);
+/// A clone is the same bench, so that who lends it to a suite can still end it.
+#[derive(Clone, Default)]
+struct ProgramBench(Arc<Bench>);
 
 #[async_trait]
 impl Rig for ProgramBench {
@@ -528,8 +533,16 @@ async fn the_program_keeps_its_contract() {
     report.assert_clean();
 }
 
-#[derive(Default)]
-struct PlugsBench(Bench);
+async fn the_program_keeps_its_contract_over_a_wire() {
+    let bench = ProgramBench::default();
+    let report = net_program::run(&Wrapped::new(bench.clone(), Wire)).await;
+    bench.0.end().await;
+    report.assert_clean();
+}
+
+/// As [`ProgramBench`], for plugs.
+#[derive(Clone, Default)]
+struct PlugsBench(Arc<Bench>);
 
 #[async_trait]
 impl Rig for PlugsBench {
@@ -599,6 +612,13 @@ impl PlugsRig for PlugsBench {
 async fn the_plugs_keep_their_contract() {
     let bench = PlugsBench::default();
     let report = plugs::run(&bench).await;
+    bench.0.end().await;
+    report.assert_clean();
+}
+
+async fn the_plugs_keep_their_contract_over_a_wire() {
+    let bench = PlugsBench::default();
+    let report = plugs::run(&Wrapped::new(bench.clone(), Wire)).await;
     bench.0.end().await;
     report.assert_clean();
 }

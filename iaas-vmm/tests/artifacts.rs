@@ -27,6 +27,8 @@ use iaas_core::spi::artifact::Artifacts;
 use iaas_core::testing::conformance::artifacts;
 use iaas_core::testing::conformance::rig::ConvergeRig;
 use iaas_core::testing::conformance::rig::Rig;
+use iaas_core::testing::conformance::rig::Wrapped;
+use iaas_core::testing::conformance::wire::Wire;
 use iaas_vmm::HostArtifacts;
 use uuid::Uuid;
 
@@ -97,6 +99,11 @@ impl artifacts::ArtifactsRig for Folder {}
 #[tokio::test(flavor = "multi_thread")]
 async fn the_artifacts_of_a_host_keep_their_contract() {
     artifacts::run(&Folder(Mutex::default())).await.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_artifacts_of_a_host_keep_their_contract_over_a_wire() {
+    artifacts::run(&Wrapped::new(Folder(Mutex::default()), Wire)).await.assert_clean();
 }
 
 #[tokio::test(flavor = "multi_thread")]

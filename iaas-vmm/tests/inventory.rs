@@ -14,6 +14,8 @@ use iaas_core::spi::Stamp;
 use iaas_core::spi::host::HostInventory;
 use iaas_core::testing::conformance::inventory;
 use iaas_core::testing::conformance::rig::Rig;
+use iaas_core::testing::conformance::rig::Wrapped;
+use iaas_core::testing::conformance::wire::Wire;
 use iaas_vmm::MachineInventory;
 use nix::time::ClockId;
 use uuid::Uuid;
@@ -63,6 +65,11 @@ impl inventory::InventoryRig for Machine {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_inventory_of_this_machine_keeps_its_contract() {
     inventory::run(&Machine(Mutex::default())).await.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_inventory_of_this_machine_keeps_its_contract_over_a_wire() {
+    inventory::run(&Wrapped::new(Machine(Mutex::default()), Wire)).await.assert_clean();
 }
 
 // A management controller is an option of a host, and this one has none.

@@ -48,6 +48,7 @@ tests![
     a_disk_comes_and_goes_while_the_guest_runs,
     a_guest_talks_through_its_port_and_its_bytes_are_counted,
     the_hypervisor_keeps_its_contract,
+    the_hypervisor_keeps_its_contract_over_a_wire,
 ];
 
 fn main() {
@@ -330,6 +331,10 @@ async fn a_guest_talks_through_its_port_and_its_bytes_are_counted() {
 
 async fn the_hypervisor_keeps_its_contract() {
     suite::run().await.assert_clean();
+}
+
+async fn the_hypervisor_keeps_its_contract_over_a_wire() {
+    suite::run_over_a_wire().await.assert_clean();
 }
 
 pub(crate) fn kill(pid: u32) {

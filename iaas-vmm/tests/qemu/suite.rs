@@ -23,15 +23,19 @@ use iaas_core::testing::conformance::hypervisor;
 use iaas_core::testing::conformance::hypervisor::HypervisorRig;
 use iaas_core::testing::conformance::rig::ConvergeRig;
 use iaas_core::testing::conformance::rig::Rig;
+use iaas_core::testing::conformance::rig::Wrapped;
+use iaas_core::testing::conformance::wire::Wire;
 use iaas_vmm::QemuHypervisor;
 use uuid::Uuid;
 
 use super::rig;
 
 pub(crate) async fn run() -> Report {
-    // Its artifacts are lent to each fresh host.
-    let donor = rig::Rig::new().await;
-    hypervisor::run(&Hosts { donor, newest: Mutex::default() }).await
+    hypervisor::run(&Hosts::new().await).await
+}
+
+pub(crate) async fn run_over_a_wire() -> Report {
+    hypervisor::run(&Wrapped::new(Hosts::new().await, Wire)).await
 }
 
 struct Hosts {
@@ -40,6 +44,11 @@ struct Hosts {
 }
 
 impl Hosts {
+    async fn new() -> Self {
+        // Its artifacts are lent to each fresh host.
+        Self { donor: rig::Rig::new().await, newest: Mutex::default() }
+    }
+
     fn dir(&self) -> PathBuf {
         self.newest.lock().unwrap().as_ref().unwrap().0.path().to_owned()
     }
