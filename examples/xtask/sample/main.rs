@@ -71,7 +71,8 @@ fn story(state: &Path, leak: &str) -> Result<()> {
         process.kill()?;
         process.wait()?;
     }
-    durable(state, "log", b"settled")
+    // Named as one of the files that stay of a cloud.
+    durable(state, "ids.json", b"settled")
 }
 
 /// Removes whatever of the story exists, the intent last.
@@ -82,7 +83,7 @@ fn undo(state: &Path) -> Result<()> {
     }
     let _ = fs::remove_file(state.join("socket"));
     let _ = fs::remove_dir_all(state.join("volume"));
-    for name in ["role.pid.new", "log.new", "intent.new", "intent"] {
+    for name in ["role.pid.new", "ids.json.new", "intent.new", "intent"] {
         let _ = fs::remove_file(state.join(name));
     }
     Ok(())

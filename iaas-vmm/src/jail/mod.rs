@@ -61,17 +61,18 @@ mod tests {
 
     #[test]
     fn a_child_has_the_descriptors_it_was_given_and_not_our_others() {
-        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (_ours, theirs) = UnixStream::pair().unwrap();
         let other = tempfile::NamedTempFile::new().unwrap();
         let fds = [OwnedFd::from(theirs)];
         let given = fds[0].as_raw_fd();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("ls -l /proc/$$/fd >&{given}")]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        spawn_bound(&mut command, &fds).unwrap().wait().unwrap();
-        drop(fds);
+        let mut command = Command::new("/bin/ls");
+        command.args(["-l", "/proc/self/fd"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = spawn_bound(&mut command, &fds).unwrap();
         let mut open = String::new();
-        ours.read_to_string(&mut open).unwrap();
+        child.stdout.take().unwrap().read_to_string(&mut open).unwrap();
+        child.wait().unwrap();
+        drop(fds);
         assert!(open.contains(&format!(" {given} -> socket:")), "{open}");
         assert!(!open.contains(&other.path().display().to_string()), "{open}");
     }
