@@ -1,4 +1,5 @@
-//! The hypervisor of one host: a runner process per VM, which supervises QEMU and serves the VM's disks and NICs itself.
+//! The hypervisor of one host: a runner process per VM, which supervises QEMU and serves the VM's disks and NICs itself; and
+//! a VMM of our own on KVM, to be embedded by itself.
 //!
 //! ```no_run
 //! use iaas_core::process::{Roles, init};
@@ -27,24 +28,35 @@
 //!   task.
 //! * [`runner()`]: the role. One process per boot of a VM, for as long as that boot lasts. It opens the VM's volumes and
 //!   ports, and everything that QEMU has comes from it as a descriptor. When it dies the kernel kills its QEMU.
-//! * [`virtio`]: devices written once. A malformed request fails that device, never a process.
+//! * [`Vm`]: a machine on KVM in this process, without runner or control plane; see [`vm`]. A thread per processor and one
+//!   for its devices; [`Vm::wait`] returns at every end of the guest. As many per process as it has room for.
+//! * [`virtio`]: devices written once, for QEMU over vhost-user and for our own machines over PCI. A malformed request fails
+//!   that device, never a process.
 //! * [`HostArtifacts`]: kernels and initrds by digest. [`MachineInventory`]: what this machine is made of. [`probe()`]:
 //!   whether its KVM is real.
 //!
 //! # What it does not do yet
 //! The runner is not a jail: QEMU has its own sandbox and no network, the runner has what its user has. No checkpoints, no
-//! migration, no leases, no firmware of your own, one queue per device. A VM's own VMM on KVM comes later, with the same
-//! devices.
+//! migration, no leases, no firmware of your own, one queue per device. The provider runs its guests under QEMU alone: our
+//! own machines are for embedding so far, and have no hot-plug, no snapshots and no segmentation offloads.
 //!
 //! # Features
 //! | feature | adds | pulls in | default |
 //! |---|---|---|---|
 //! | `qemu` | runners that supervise QEMU | nothing | yes |
-//! | `kvm` | the self-test of this machine's KVM | `kvm-ioctls`, `kvm-bindings` | yes |
+//! | `kvm` | our own VMM ([`vm`]), and the self-test of this machine's KVM | `kvm-ioctls`, `kvm-bindings`, `linux-loader`, `acpi_tables`, `vm-superio` | yes |
 
+#[cfg(feature = "kvm")]
+mod acpi;
+#[cfg(feature = "kvm")]
+mod arch;
 pub mod artifacts;
+#[cfg(feature = "kvm")]
+mod boot;
 #[cfg(feature = "qemu")]
 mod check;
+#[cfg(feature = "kvm")]
+mod device;
 #[cfg(feature = "qemu")]
 mod feed;
 mod files;
@@ -55,12 +67,16 @@ pub mod jail;
 #[cfg(feature = "kvm")]
 mod kvm;
 pub mod memory;
+#[cfg(feature = "kvm")]
+mod pci;
 pub mod probe;
 #[cfg(feature = "qemu")]
 pub mod qemu;
 #[cfg(feature = "qemu")]
 pub mod runner;
 pub mod virtio;
+#[cfg(feature = "kvm")]
+pub mod vm;
 
 pub use artifacts::HostArtifacts;
 #[cfg(feature = "qemu")]
@@ -72,5 +88,7 @@ pub use probe::Capability;
 pub use probe::probe;
 #[cfg(feature = "qemu")]
 pub use runner::runner;
+#[cfg(feature = "kvm")]
+pub use vm::Vm;
 /// The one `vm-memory` of this crate.
 pub use vm_memory;

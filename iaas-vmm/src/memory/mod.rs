@@ -5,6 +5,9 @@
 
 #![expect(unsafe_code, reason = "guest memory crosses the data-plane seam as raw ranges")]
 
+#[cfg(feature = "kvm")]
+pub(crate) mod guest;
+
 use std::sync::Arc;
 
 use iaas_core::spi::dataplane::IoBuffers;

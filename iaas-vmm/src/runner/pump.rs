@@ -26,6 +26,8 @@ use nix::poll::PollTimeout;
 use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
+use crate::virtio::net::checksum;
+
 /// Frames and bytes of a NIC as its guest counts them: from the Ethernet header to the end of the payload.
 #[derive(Debug, Default)]
 pub struct NicCounters {
@@ -248,28 +250,6 @@ fn plain(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
         bytes.get_mut(place..place + 2)?.copy_from_slice(&sum.to_be_bytes());
     }
     (bytes.len() >= ETHERNET_HEADER).then_some(bytes)
-}
-
-/// The Internet checksum of `bytes`, whose checksum field holds that of the pseudo header. Never zero, which UDP reads as
-/// "none".
-///
-/// # Source
-/// RFC 1071 §1, RFC 768.
-fn checksum(bytes: &[u8]) -> u16 {
-    let pairs = bytes.chunks(2).map(|pair| match *pair {
-        [high, low] => u32::from(u16::from_be_bytes([high, low])),
-        [high] => u32::from(high) << 8,
-        _ => 0,
-    });
-    // At most 32 Ki words of 16 bits: no overflow.
-    let mut sum: u32 = pairs.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    match !u16::try_from(sum).unwrap_or(u16::MAX) {
-        0 => 0xffff,
-        sum => sum,
-    }
 }
 
 fn count(packets: &AtomicU64, bytes: &AtomicU64, len: usize) {

@@ -19,6 +19,7 @@ use iaas_core::spi::dataplane::IoBuffers;
 use iaas_core::spi::dataplane::buffer::IoRange;
 use virtio_bindings::bindings::virtio_blk;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_queue::Queue;
@@ -29,6 +30,9 @@ use vm_memory::GuestMemoryMmap;
 use super::chain::Chain;
 use super::chain::Fault;
 use super::chain::Spans;
+use super::device::Next;
+use super::device::Served;
+use super::device::VirtioDevice;
 use crate::memory;
 
 /// One virtio-blk device with one queue.
@@ -170,9 +174,21 @@ impl Block {
     /// Forgets the driver. To be called when nothing is [outstanding](Self::outstanding).
     pub fn reset(&mut self) {
         self.requests = Slots::default();
+        self.pieces = Slots::default();
         self.ready.clear();
         self.held = None;
+        self.bounced = 0;
+        self.done.clear();
         self.failed = None;
+    }
+
+    /// Begins nothing more and takes back what the volume has finished, without telling the driver; says what is still
+    /// [outstanding](Self::outstanding). Afterwards the device only waits for its [reset](Self::reset).
+    pub fn abandon(&mut self) -> usize {
+        self.failed.get_or_insert_with(|| Fault("it went away".into()));
+        self.ready.clear();
+        self.reap_blind();
+        self.outstanding()
     }
 
     /// Operations that the volume has not given back; while there are any, guest memory may still be written.
@@ -185,7 +201,7 @@ impl Block {
         let mut turn = Turn::default();
         let mut used = self.reap(queue, memory)?;
         while queue.ready() {
-            queue.disable_notification(&**memory).map_err(ring_fault)?;
+            queue.disable_notification(&**memory).map_err(Fault::ring)?;
             self.take(queue, memory, &mut budget)?;
             self.submit();
             used |= self.reap(queue, memory)?;
@@ -193,11 +209,11 @@ impl Block {
                 turn.again = true;
                 break;
             }
-            if !queue.enable_notification(&**memory).map_err(ring_fault)? {
+            if !queue.enable_notification(&**memory).map_err(Fault::ring)? {
                 break;
             }
         }
-        turn.notify = used && queue.needs_notification(&**memory).map_err(ring_fault)?;
+        turn.notify = used && queue.needs_notification(&**memory).map_err(Fault::ring)?;
         Ok(turn)
     }
 
@@ -209,7 +225,7 @@ impl Block {
         budget: &mut u16,
     ) -> Result<(), Fault> {
         let most = usize::from(queue.size());
-        for chain in queue.iter(memory.clone()).map_err(ring_fault)? {
+        for chain in queue.iter(memory.clone()).map_err(Fault::ring)? {
             if self.requests.len() >= most {
                 return Err(Fault("more requests in flight than the ring has descriptors".into()));
             }
@@ -386,7 +402,7 @@ impl Block {
                 if let Some(request) = self.finish_piece(done) {
                     request.status.copy_from(&request.memory, &[request.answer])?;
                     let len = if request.answer == OK { request.written + 1 } else { 1 };
-                    queue.add_used(&**memory, request.head, len).map_err(ring_fault)?;
+                    queue.add_used(&**memory, request.head, len).map_err(Fault::ring)?;
                     used = true;
                 }
             }
@@ -443,6 +459,47 @@ impl Block {
 
     fn sectors_per_block(&self) -> u32 {
         (self.geometry.block / 512).max(1)
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        Self::features(self)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Self::config(self).to_vec()
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.set_acked(features);
+    }
+
+    fn serve(&mut self, queues: &mut [Queue], memory: &Arc<GuestMemoryMmap>) -> Result<Served, Fault> {
+        let Some(queue) = queues.first_mut() else { return Ok(Served::default()) };
+        let turn = Self::serve(self, queue, memory)?;
+        let next = if turn.again { Next::Now } else { Next::Event };
+        Ok(Served { notify: u64::from(turn.notify), next })
+    }
+
+    fn abandon(&mut self) -> usize {
+        Self::abandon(self)
+    }
+
+    fn reset(&mut self) {
+        Self::reset(self);
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(Self::event_fd(self))
     }
 }
 
@@ -662,10 +719,8 @@ fn answer_to(error: &io::Error) -> u8 {
     if error.kind() == io::ErrorKind::Unsupported { UNSUPP } else { IOERR }
 }
 
-fn ring_fault(error: virtio_queue::Error) -> Fault {
-    Fault(error.to_string())
-}
-
+/// Descriptors of the ring.
+pub(crate) const QUEUE_SIZE: u16 = 256;
 /// Bytes of the configuration space.
 pub const CONFIG_LEN: usize = 60;
 /// The unit of offsets and lengths in the protocol (virtio 1.2 §5.2.6).
@@ -688,4 +743,4 @@ const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -25,6 +25,13 @@ impl std::fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+impl Fault {
+    /// A ring that leads out of guest memory, or whose indices make no sense.
+    pub(crate) fn ring(error: virtio_queue::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// A whole chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {

@@ -4,4 +4,7 @@
 
 pub mod block;
 pub mod chain;
+pub mod device;
+pub mod net;
+pub mod rng;
 pub mod vhost_user;

@@ -15,14 +15,14 @@ use super::*;
 
 /// A disk in memory that finishes the newest operation first, and only when asked to.
 #[derive(Debug)]
-pub(in crate::virtio) struct Memory {
+pub(crate) struct Memory {
     geometry: Geometry,
     bytes: Arc<Mutex<Vec<u8>>>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Memory {
-    pub(in crate::virtio) fn new(size: u64) -> Self {
+    pub(crate) fn new(size: u64) -> Self {
         let geometry = Geometry {
             size,
             block: 512,
