@@ -105,16 +105,26 @@ fn a_paused_guest_does_nothing_and_goes_on_where_it_was() {
     assert_eq!(vm.kill(), End::Forced);
 }
 
+/// Waits until the guest's own code takes processor time: far more than its thread needs to get there.
+fn spins(vm: &Vm) {
+    let enough = vm.usage().total() + Duration::from_millis(5);
+    while vm.usage().total() < enough {
+        std::thread::yield_now();
+    }
+}
+
 /// The guest makes no exit by itself: only the kick gets its processor back.
 #[test]
 fn a_guest_that_never_exits_is_paused_and_killed() {
     need_kvm!("a_guest_that_never_exits_is_paused_and_killed");
     let vm = machine(&SPIN).build().unwrap();
-    for _ in 0..200 {
+    for _ in 0..20 {
         vm.start().unwrap();
+        spins(&vm);
         vm.pause().unwrap();
     }
     vm.start().unwrap();
+    spins(&vm);
     assert_eq!(vm.kill(), End::Forced);
 }
 
