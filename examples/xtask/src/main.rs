@@ -8,6 +8,7 @@ mod command;
 mod crash;
 mod failure;
 mod fresh;
+mod lab;
 mod licences;
 mod quickstart;
 mod random;
@@ -50,6 +51,7 @@ fn run(mut parser: Parser) -> Result<()> {
             quickstart_options(&mut parser).and_then(|(options, chaos)| quickstart::chaos(&options, &chaos))
         }
         "fresh-check" => rest(&mut parser).and_then(|commands| fresh::run(&commands)),
+        "lab" => lab::run(&lab_options(&mut parser)?),
         "bench" => bench::run(rest(&mut parser)?.first().map(String::as_str)),
         "test" => nothing_more(&mut parser).and_then(|()| ci::test()),
         "ci" => nothing_more(&mut parser).and_then(|()| ci::ci()),
@@ -134,6 +136,29 @@ fn quickstart_options(parser: &mut Parser) -> Result<(quickstart::Options, quick
     Ok((options, chaos))
 }
 
+fn lab_options(parser: &mut Parser) -> Result<lab::Options> {
+    let mut options = lab::Options::default();
+    while let Some(arg) = parser.next().context("arguments")? {
+        match arg {
+            Arg::Long("keep-console") => {
+                let path = parser.value().context("--keep-console")?;
+                options.keep_console = Some(command::absolute(&path)?);
+            }
+            Arg::Long(flag) => {
+                let flag = flag.to_owned();
+                if !options.setup.take(&flag, || parser.value().context(format!("--{flag}")))? {
+                    return Err(unexpected(&Arg::Long(&flag)));
+                }
+            }
+            Arg::Value(word) if options.filter.is_none() => {
+                options.filter = Some(word.to_string_lossy().into_owned());
+            }
+            other => return Err(unexpected(&other)),
+        }
+    }
+    Ok(options)
+}
+
 fn crash_options(parser: &mut Parser) -> Result<crash::Options> {
     let mut options = crash::Options::default();
     while let Some(arg) = parser.next().context("arguments")? {
@@ -206,6 +231,10 @@ cargo xtask VERB
   ci           format, lints, documents, licences, then every test; what .ci/run calls
   surface      each method of the provider traits with the test that calls it on a reference
   bench [AREA] run the benches and print one line per figure
+  lab [FILTER] run the tests that need a hardware-grade KVM, in a machine that emulates one
+                 --keep-console FILE where its console is kept (target/lab/console.log)
+                 setup's flags
+                 LAB_NONCE in the environment is put on an inner kernel's command line and must come back
   fresh-check [COMMAND ...]
                clone HEAD into a fresh Debian 12 and run the README's commands there; needs root
   scan         print what stands on this machine; an independent judge of leaks

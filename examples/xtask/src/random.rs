@@ -21,6 +21,11 @@ impl Random {
         items.get(usize::try_from(self.between(0, last)).ok()?)
     }
 
+    /// A word of 16 digits.
+    pub(crate) fn word(&mut self) -> String {
+        format!("{:016x}", self.next())
+    }
+
     // Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014), figure 17.
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -5,34 +5,34 @@
 /// An archive that grows by [`dir`](Self::dir), [`file`](Self::file), [`symlink`](Self::symlink) and [`device`](Self::device).
 /// A folder must be added before what it holds.
 #[derive(Debug, Default)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Archive {
     /// Adds a folder, mode 0755.
-    pub(super) fn dir(&mut self, path: &str) {
+    pub(crate) fn dir(&mut self, path: &str) {
         self.entry(path, 0o040_755, &[], (0, 0));
     }
 
     /// Adds a file with the given permission bits.
-    pub(super) fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
         self.entry(path, 0o100_000 | permissions, content, (0, 0));
     }
 
     /// Adds a symbolic link at `path` to `target`.
-    pub(super) fn symlink(&mut self, path: &str, target: &str) {
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
         self.entry(path, 0o120_777, target.as_bytes(), (0, 0));
     }
 
     /// Adds a character device, mode 0600.
-    pub(super) fn device(&mut self, path: &str, major: u32, minor: u32) {
+    pub(crate) fn device(&mut self, path: &str, major: u32, minor: u32) {
         self.entry(path, 0o020_600, &[], (major, minor));
     }
 
     /// Ends the archive and returns its bytes.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[], (0, 0));
         self.bytes
     }

@@ -21,6 +21,24 @@ pub(crate) struct Guest {
     pub(crate) initrd: PathBuf,
 }
 
+/// What guests are made of, unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Packages {
+    /// The kernel package: `boot/` and `lib/modules/`.
+    pub(crate) kernel: PathBuf,
+    /// A statically linked busybox.
+    pub(crate) busybox: PathBuf,
+}
+
+/// Fetches and unpacks what is missing.
+pub(super) fn packages(options: &Options) -> Result<Packages> {
+    let cache = guest_dir().join("cache");
+    fs::create_dir_all(&cache).at(&cache)?;
+    let kernel = unpacked(&cache, "linux-image-", options)?;
+    let busybox = unpacked(&cache, "busybox-static", options)?.join("bin/busybox");
+    Ok(Packages { kernel, busybox })
+}
+
 /// Makes what is missing and returns the paths.
 pub(super) fn provide(options: &Options) -> Result<Guest> {
     let dir = guest_dir();
@@ -38,12 +56,9 @@ pub(super) fn provide(options: &Options) -> Result<Guest> {
 }
 
 fn make(dir: &Path, options: &Options) -> Result<()> {
-    let cache = dir.join("cache");
-    fs::create_dir_all(&cache).at(&cache)?;
-    let kernel = unpacked(&cache, "linux-image-", options)?;
-    let busybox = unpacked(&cache, "busybox-static", options)?;
+    let Packages { kernel, busybox } = packages(options)?;
     let tool = guest_tool(dir)?;
-    let parts = initrd::Parts { kernel: &kernel, busybox: &busybox.join("bin/busybox"), tool: &tool };
+    let parts = initrd::Parts { kernel: &kernel, busybox: &busybox, tool: &tool };
     let stamp = parts.stamp()?;
     if !options.refresh
         && fs::read_to_string(dir.join("stamp")).is_ok_and(|old| old == stamp)

@@ -61,47 +61,54 @@ impl Parts<'_> {
         for (name, script) in SCRIPTS {
             archive.file(name, 0o755, script.as_bytes());
         }
-        self.modules(&mut archive)?;
+        add_modules(&mut archive, self.kernel, "etc/modules", &MODULES)?;
+        add_modules(&mut archive, self.kernel, "etc/modules.late", &LATE_MODULES)?;
         if contents == Contents::All {
-            mke2fs(&mut archive)?;
+            // busybox makes ext2 only.
+            let program = which("mke2fs")
+                .ok_or_else(|| Failure::new("mke2fs is missing").remedy("apt-get install e2fsprogs"))?;
+            add_program(&mut archive, &program, "bin/mke2fs", &mut BTreeSet::new())?;
         }
         Ok(archive.finish())
     }
-
-    /// Adds the modules and the two lists that say in which order to load them. A name that the kernel has built in is left out.
-    fn modules(&self, archive: &mut Archive) -> Result<()> {
-        let root = self.kernel.join("lib/modules");
-        let files = files_below(&root)?;
-        for (list, names) in [("etc/modules", &MODULES[..]), ("etc/modules.late", &LATE_MODULES[..])] {
-            let mut order = String::new();
-            for name in names {
-                if let Some(file) = files.iter().find(|f| is_module(f, name)) {
-                    let inside = format!("lib/{}", file.file_name().unwrap_or_default().to_string_lossy());
-                    archive.file(&inside, 0o644, &fs::read(file).at(file)?);
-                    writeln!(order, "/{inside}").context("module list")?;
-                }
-            }
-            archive.file(list, 0o644, order.as_bytes());
-        }
-        Ok(())
-    }
 }
 
-/// Adds the host's `mke2fs` and the libraries that `ldd` lists: busybox makes ext2 only.
-fn mke2fs(archive: &mut Archive) -> Result<()> {
-    let program = which("mke2fs")
-        .ok_or_else(|| Failure::new("mke2fs is missing").remedy("apt-get install e2fsprogs"))?;
-    let libraries = parse_ldd(&Cmd::new("ldd").arg(&program).env("LC_ALL", "C").output()?);
-    let dirs: BTreeSet<&str> =
-        libraries.iter().flat_map(|lib| parents(lib)).filter(|dir| !DIRS.contains(dir)).collect();
-    for dir in dirs {
-        archive.dir(dir);
+/// Adds modules of an unpacked kernel package, and the file `list` that says in which order to load them. A name that the
+/// kernel has built in is left out.
+pub(crate) fn add_modules(archive: &mut Archive, kernel: &Path, list: &str, names: &[&str]) -> Result<()> {
+    let files = files_below(&kernel.join("lib/modules"))?;
+    let mut order = String::new();
+    for name in names {
+        if let Some(file) = files.iter().find(|f| is_module(f, name)) {
+            let inside = format!("lib/{}", file.file_name().unwrap_or_default().to_string_lossy());
+            archive.file(&inside, 0o644, &fs::read(file).at(file)?);
+            writeln!(order, "/{inside}").context("module list")?;
+        }
     }
-    for library in &libraries {
-        let path = Path::new(library);
-        archive.file(library.trim_start_matches('/'), 0o755, &fs::read(path).at(path)?);
+    archive.file(list, 0o644, order.as_bytes());
+    Ok(())
+}
+
+/// Adds a program of this machine at `inside`, and the libraries that `ldd` lists. `have` names what is there already, folders
+/// and libraries, and grows.
+pub(crate) fn add_program(
+    archive: &mut Archive,
+    program: &Path,
+    inside: &str,
+    have: &mut BTreeSet<String>,
+) -> Result<()> {
+    for library in parse_ldd(&Cmd::new("ldd").arg(program).env("LC_ALL", "C").output()?) {
+        for dir in parents(&library).into_iter().filter(|dir| !DIRS.contains(dir)) {
+            if have.insert(dir.to_owned()) {
+                archive.dir(dir);
+            }
+        }
+        if have.insert(library.clone()) {
+            let path = Path::new(&library);
+            archive.file(library.trim_start_matches('/'), 0o755, &fs::read(path).at(path)?);
+        }
     }
-    archive.file("bin/mke2fs", 0o755, &fs::read(&program).at(&program)?);
+    archive.file(inside, 0o755, &fs::read(program).at(program)?);
     Ok(())
 }
 

@@ -16,7 +16,11 @@ use crate::command::absolute;
 use crate::failure::{Failure, Result};
 use crate::report::line;
 
+pub(crate) use archive::Archive;
 pub(crate) use guest::Guest;
+pub(crate) use guest::Packages;
+pub(crate) use initrd::add_modules;
+pub(crate) use initrd::add_program;
 pub(crate) use packages::PROVIDED;
 
 /// What the caller wants of the set-up.
@@ -59,6 +63,11 @@ pub(crate) fn all(options: &Options) -> Result<Guest> {
 pub(crate) fn packages(options: &Options) -> Result<()> {
     packages::install(options.offline)?;
     packages::check_cargo_components()
+}
+
+/// The packages that guests are made of, fetched once.
+pub(crate) fn guest_packages(options: &Options) -> Result<Packages> {
+    guest::packages(options)
 }
 
 /// Makes the guest's kernel and initramfs where they are missing or older than their sources.

@@ -1,0 +1,38 @@
+#!/bin/sh
+# The first process of the lab: a machine whose KVM is real. It runs the tests in /lab and says on the console how each
+# ended; no agent runs in it. /lab/filter and /lab/nonce are the command's.
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+echo 1 > /proc/sys/kernel/printk
+ip link set lo up
+while read -r module; do
+    insmod "$module" || echo "MODULE-FAILED $module"
+done < /etc/modules
+# A disk of its own: files in memory know no O_DIRECT.
+mount -t ext4 /dev/vda /state || echo "DISK-FAILED"
+export HOME=/state TMPDIR=/state/tmp IAAS_GUEST_DIR=/lab/guest IAAS_RUNTIME_DIR=/run/iaas RUST_BACKTRACE=1
+LAB_NONCE=$(cat /lab/nonce)
+export LAB_NONCE
+mkdir -p "$TMPDIR"
+cd /state || exit
+echo "LAB-UP $(cut -d' ' -f1 /proc/uptime) $(dmesg | grep -o 'kvm: Nested Virtualization.*' | head -n 1)"
+for program in /lab/tests/*; do
+    name=${program##*/}
+    echo "LAB-BEGIN $name"
+    # shellcheck disable=SC2046
+    "$program" --test-threads=1 $(cat /lab/filter)
+    echo "LAB-END $name $?"
+done
+# The control experiment: without KVM the same tests must fail, and say so.
+rmmod kvm_amd
+echo "LAB-BEGIN control"
+/lab/tests/lab --test-threads=1 --exact "$(cat /lab/control)"
+echo "LAB-END control $?"
+echo "LAB-DONE $(cut -d' ' -f1 /proc/uptime)"
+sync
+poweroff -f

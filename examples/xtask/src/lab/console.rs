@@ -1,0 +1,156 @@
+//! What the lab's console says: pure, so that a judgement can be tested without a machine.
+
+use crate::failure::{Failure, Result};
+
+/// What was read so far.
+#[derive(Debug, Default)]
+pub(crate) struct Console {
+    /// Bytes of the text that were taken.
+    taken: usize,
+    /// The program whose lines these are.
+    inside: String,
+    /// The test that runs.
+    test: Option<String>,
+    passed: Vec<String>,
+    failed: Vec<String>,
+    begun: usize,
+    ended: Vec<(String, i32)>,
+    control: Vec<String>,
+    evidence: Vec<String>,
+    done: bool,
+}
+
+impl Console {
+    /// Takes what is new in `text`, the whole console so far, and returns what a person wants to see.
+    pub(crate) fn feed(&mut self, text: &str) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Some(line) = text.get(self.taken..).and_then(|rest| rest.split_inclusive('\n').next()) {
+            if !line.ends_with('\n') {
+                break;
+            }
+            self.taken += line.len();
+            told.extend(self.take(line.trim_end()));
+        }
+        told
+    }
+
+    fn take(&mut self, line: &str) -> Option<String> {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("LAB-UP") => return Some(line.to_owned()),
+            Some("LAB-BEGIN") => {
+                self.begun += 1;
+                words.next().unwrap_or_default().clone_into(&mut self.inside);
+            }
+            Some("LAB-END") => {
+                let (name, code) = (words.next()?, words.next()?.parse().ok()?);
+                self.ended.push((name.to_owned(), code));
+                self.inside.clear();
+            }
+            Some("LAB-DONE") => self.done = true,
+            _ if self.inside == "control" => self.control.push(line.to_owned()),
+            _ => return self.verdict(line),
+        }
+        None
+    }
+
+    /// `test NAME ... ok`. What the test itself prints may stand between the name and the verdict, on lines of its own too.
+    fn verdict(&mut self, line: &str) -> Option<String> {
+        let mut rest = line.trim();
+        if let Some((name, after)) = line.strip_prefix("test ").and_then(|l| l.split_once(" ...")) {
+            self.test = Some(name.to_owned());
+            rest = after.trim();
+        }
+        if let Some(at) = rest.find("EVIDENCE ") {
+            self.evidence.push(rest[at..].to_owned());
+            return Some(rest[at..].to_owned());
+        }
+        let ended = match rest {
+            "ok" => &mut self.passed,
+            "FAILED" => &mut self.failed,
+            _ => return None,
+        };
+        let name = self.test.take()?;
+        let told = format!("test {name} ... {rest}");
+        ended.push(name);
+        Some(told)
+    }
+
+    /// Whether everything that ran passed, something ran, and the control experiment failed for want of KVM. `whole`: no test was
+    /// left out, so the evidence must be there.
+    pub(crate) fn judge(&self, nonce: &str, whole: bool) -> Result<()> {
+        let bad = |what: String| Err(Failure::new(what).remedy("look at the console"));
+        if !self.done || self.ended.len() != self.begun {
+            return bad("the lab went silent before its end".to_owned());
+        }
+        if !self.failed.is_empty() {
+            return bad(format!(
+                "{} of the lab's tests failed: {}",
+                self.failed.len(),
+                self.failed.join(", ")
+            ));
+        }
+        if let Some((name, code)) = self.ended.iter().find(|(name, code)| name != "control" && *code != 0) {
+            return bad(format!("`{name}` ended with {code}"));
+        }
+        if self.passed.is_empty() {
+            return bad("no test ran in the lab".to_owned());
+        }
+        let control = self.ended.iter().find(|(name, _)| name == "control");
+        let names_it = self.control.iter().any(|line| line.contains("/dev/kvm"));
+        if control.is_none_or(|(_, code)| *code == 0) || !names_it {
+            return bad("without KVM the control test did not fail, or did not name /dev/kvm".to_owned());
+        }
+        if whole {
+            for part in [format!("nonce={nonce}"), "Hypervisor detected: KVM".to_owned()] {
+                if !self.evidence.iter().any(|line| line.contains(&part)) {
+                    return bad(format!("no guest printed `{part}` on its console"));
+                }
+            }
+        }
+        crate::report::line(&format!("LAB passed={} control=failed-as-it-must OK", self.passed.len()));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "LAB-UP 4.2\nLAB-BEGIN lab\ntest a ... EVIDENCE x\nok\ntest b ... ok\nEVIDENCE nonce=abc\n\
+        EVIDENCE Hypervisor detected: KVM\nLAB-END lab 0\nLAB-BEGIN control\nno /dev/kvm here\nLAB-END control 101\nLAB-DONE 9\n";
+
+    fn judged(text: &str) -> Result<()> {
+        let mut console = Console::default();
+        console.feed(text);
+        console.judge("abc", true)
+    }
+
+    #[test]
+    fn a_whole_run_passes_and_each_missing_part_fails_it() {
+        judged(GOOD).unwrap();
+        for missing in [
+            "LAB-END lab 0\n",
+            "EVIDENCE nonce=abc\n",
+            "EVIDENCE Hypervisor detected: KVM\n",
+            "LAB-DONE 9\n",
+            "no /dev/kvm here\n",
+            "LAB-END control 101\n",
+        ] {
+            assert!(GOOD.contains(missing));
+            judged(&GOOD.replace(missing, "")).unwrap_err();
+        }
+        judged(&GOOD.replace("test ", "tested ")).unwrap_err();
+        judged(&GOOD.replace("control 101", "control 0")).unwrap_err();
+        judged(&GOOD.replace("LAB-END lab 0", "LAB-END lab 101")).unwrap_err();
+        judged(&GOOD.replace("test b ... ok", "test b ... FAILED")).unwrap_err();
+    }
+
+    #[test]
+    fn a_console_is_read_as_it_grows() {
+        let mut console = Console::default();
+        assert!(console.feed("LAB-BEGIN lab\ntest a ..").is_empty());
+        assert_eq!(console.feed("LAB-BEGIN lab\ntest a ... ok\ntest"), ["test a ... ok"]);
+        assert!(console.feed("LAB-BEGIN lab\ntest a ... ok\ntest").is_empty());
+    }
+}

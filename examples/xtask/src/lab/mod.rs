@@ -1,0 +1,141 @@
+//! `cargo xtask lab`: the tests that need a hardware-grade KVM, on any machine.
+//!
+//! QEMU's TCG emulates an AMD processor with nested paging in pure software; a Debian kernel in it loads `kvm_amd` and has a real
+//! KVM. The test programs are built here, packed into an initramfs with the libraries that they need, and run in there. What they
+//! print is read from the serial console. Silence is a failure, and so is a run in which nothing failed without KVM: at its end
+//! the module is taken away and one of the tests must fail and name what is missing.
+
+mod console;
+mod image;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::command::Cmd;
+use crate::crash::executable;
+use crate::failure::{Context, Failure, Result};
+use crate::random::Random;
+use crate::report::{line, seconds, spinner, step};
+use crate::setup;
+use crate::workspace::{cargo, root, which};
+
+use console::Console;
+
+/// What the command line asks for.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// Only tests whose names contain this.
+    pub(crate) filter: Option<String>,
+    /// Where the console goes; beside the image without it.
+    pub(crate) keep_console: Option<PathBuf>,
+    /// The set-up's.
+    pub(crate) setup: setup::Options,
+}
+
+/// Builds the lab and runs the tests in it.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let guest = setup::all(&options.setup)?;
+    let qemu = which("qemu-system-x86_64")
+        .ok_or_else(|| Failure::new("the lab needs QEMU").remedy("run `cargo xtask setup` as root"))?;
+    let programs = programs()?;
+    let dir = root().join("target/lab");
+    fs::create_dir_all(&dir).at(&dir)?;
+    let nonce = std::env::var("LAB_NONCE").unwrap_or_else(|_| Random::new(std::process::id().into()).word());
+    let words =
+        image::Words { nonce: &nonce, filter: options.filter.as_deref().unwrap_or(""), control: CONTROL };
+    let initrd = dir.join("lab.cpio.gz");
+    step("lab: pack the image", || image::pack(&initrd, &options.setup, &guest, &programs, &words))?;
+    let disk = dir.join("disk.img");
+    step("lab: make a disk", || make_disk(&disk))?;
+    let path = options.keep_console.clone().unwrap_or_else(|| dir.join("console.log"));
+    let machine = machine(&qemu, &guest.kernel, &initrd, &disk);
+    let outcome = watch(machine, &path);
+    fs::remove_file(&disk).at(&disk)?;
+    line(&format!("lab: the console is in {}", path.display()));
+    outcome?.judge(&nonce, options.filter.is_none())
+}
+
+/// The test programs of the lab, by the name that they get in it.
+fn programs() -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for (package, kind, name) in PROGRAMS {
+        let verb: &[&str] = if kind == "--test" { &["test", "--no-run"] } else { &["build"] };
+        let build = Cmd::new(cargo())
+            .args(verb)
+            .args(["--package", package, kind, name, "--all-features", "--message-format", "json"])
+            .dir(&root())
+            .limit(BUILD_LIMIT);
+        let messages = step(&format!("lab: build {name}"), || build.output())?;
+        let program =
+            executable(&messages, name).ok_or_else(|| Failure::new(format!("cargo built no {name}")))?;
+        found.push((name.to_owned(), program.into()));
+    }
+    Ok(found)
+}
+
+/// An empty ext4 in a sparse file.
+fn make_disk(disk: &Path) -> Result<()> {
+    let _ = fs::remove_file(disk);
+    File::create(disk).and_then(|file| file.set_len(DISK)).at(disk)?;
+    let mke2fs = which("mke2fs")
+        .ok_or_else(|| Failure::new("mke2fs is missing").remedy("run `cargo xtask setup` as root"))?;
+    Cmd::new(mke2fs).args(["-q", "-F", "-t", "ext4"]).arg(disk).output().map(drop)
+}
+
+fn machine(qemu: &Path, kernel: &Path, initrd: &Path, disk: &Path) -> Cmd {
+    Cmd::new(qemu)
+        .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-smp", "2", "-m", MEMORY])
+        .args(["-nographic", "-no-reboot", "-nic", "none"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initrd)
+        .args(["-append", "console=ttyS0 panic=-1 quiet"])
+        .arg("-drive")
+        .arg(format!("file={},if=virtio,format=raw,cache=unsafe", disk.display()))
+        .limit(LIMIT)
+}
+
+/// Runs the machine and tells what its tests say as they say it.
+fn watch(machine: Cmd, path: &Path) -> Result<Console> {
+    let started = Instant::now();
+    let file = File::create(path).at(path)?;
+    let mut child = machine.start_into(file)?;
+    let mut console = Console::default();
+    let bar = spinner("lab");
+    let ended = loop {
+        let ended = child.try_wait().context("QEMU")?;
+        let text = fs::read(path).at(path)?;
+        for told in console.feed(&String::from_utf8_lossy(&text)) {
+            bar.suspend(|| line(&format!("lab: {told} [{}]", seconds(started.elapsed()))));
+        }
+        if ended.is_some() {
+            break ended;
+        }
+        if started.elapsed() > LIMIT {
+            let _ = child.kill();
+            let _ = child.wait();
+            break None;
+        }
+        std::thread::sleep(POLL);
+    };
+    bar.finish_and_clear();
+    match ended {
+        Some(status) if status.success() => Ok(console),
+        Some(status) => Err(Failure::new(format!("the lab's machine ended with {status}"))),
+        None => Err(Failure::new(format!("the lab was not done after {} s", LIMIT.as_secs()))
+            .remedy("look at the end of its console")),
+    }
+}
+
+/// Package, kind and name of what runs in the lab.
+const PROGRAMS: [(&str, &str, &str); 1] = [("iaas-vmm", "--test", "lab")];
+/// The test that must fail without KVM.
+const CONTROL: &str = "kvm_runs_an_unmodified_kernel";
+/// Of the outer machine. A guest of more than 3 GiB fits because it touches little of it.
+const MEMORY: &str = "6G";
+const DISK: u64 = 8 << 30;
+const POLL: Duration = Duration::from_millis(200);
+const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(10 * 60);
