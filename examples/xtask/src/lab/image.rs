@@ -39,7 +39,7 @@ pub(super) fn pack(
     for applet in APPLETS {
         archive.symlink(&format!("bin/{applet}"), "busybox");
     }
-    archive.file("init", 0o755, include_str!("../../guest/lab.sh").as_bytes());
+    archive.file("init", 0o755, include_str!("init.sh").as_bytes());
     for (name, word) in [("nonce", words.nonce), ("filter", words.filter), ("control", words.control)] {
         archive.file(&format!("lab/{name}"), 0o644, format!("{word}\n").as_bytes());
     }
