@@ -1,5 +1,5 @@
 //! Both stores against the contract; the durable one on real files, also under a kill.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use iaas_core::testing::conformance::state_store;
 use iaas_core::testing::conformance::state_store::MemoryRig;
