@@ -24,7 +24,7 @@ use crate::scan::{Process, Snapshot, Things, Watch, print_things, processes};
 use crate::setup;
 use crate::workspace::{cargo, guest_dir, root};
 
-use tracer::{End, Plan, Trace};
+use tracer::{At, End, Plan, Trace};
 pub(crate) use tracer::{TRACED, exec_traced};
 
 /// What the command line asks for.
@@ -158,6 +158,15 @@ pub(crate) fn executable(messages: &str, name: &str) -> Option<String> {
         .find_map(|m| m["executable"].as_str().map(str::to_owned))
 }
 
+/// What the kills have come to.
+#[derive(Debug, Default)]
+struct Tally {
+    kills: usize,
+    leaks: usize,
+    /// The kinds of calls at which a run was killed.
+    met: BTreeSet<&'static str>,
+}
+
 /// One subject, killed again and again in the same folder.
 struct Campaign {
     command: Vec<String>,
@@ -188,36 +197,63 @@ impl Campaign {
     fn run(&mut self, options: &Options) -> Result<()> {
         let calls = self.undisturbed()?;
         let total = calls.len();
-        let chosen = options.at.map_or_else(|| choose(&calls, options.points), |k| vec![k]);
+        let chosen = options.at.map_or_else(|| spread(total, options.points), |k| vec![k]);
         line(&format!("where=host calls={total} points={}", chosen.len()));
         let progress = bar("crash", u64::try_from(chosen.len()).unwrap_or(u64::MAX));
-        let (mut leaks, mut kills) = (0, 0);
+        let mut tally = Tally::default();
         for &k in &chosen {
-            let mut at = k;
-            loop {
-                let (killed, left) = self.kill_at(at, total)?;
-                kills += usize::from(killed);
-                leaks += left;
-                // Polling makes no two runs equally long: one that was over before its call is cut short a little earlier.
-                let earlier = at - at / 32;
-                if killed || options.at.is_some() || earlier == at || at <= total - total / 4 {
-                    break;
-                }
-                at = earlier;
-            }
+            self.kill_or_earlier(k, total, options.at.is_some(), &mut tally)?;
             progress.inc(1);
         }
         progress.finish_and_clear();
-        line(&format!("where=host points={kills} leaks={leaks}"));
-        let wanted = chosen.len();
-        match (leaks, kills) {
-            (0, kills) if kills >= wanted => Ok(()),
-            (0, kills) => Err(Failure::new(format!(
-                "only {kills} of {wanted} kills happened: the sequence is shorter at each run"
-            ))),
-            (leaks, _) => Err(Failure::new(format!(
+        if tally.kills < chosen.len() && tally.leaks == 0 {
+            return Err(Failure::new(format!(
+                "only {} of {} kills happened: the sequence is shorter at each run",
+                tally.kills,
+                chosen.len()
+            )));
+        }
+        if options.at.is_none() {
+            self.kill_at_each_kind(&calls, &mut tally)?;
+        }
+        line(&format!("where=host points={} leaks={}", tally.kills, tally.leaks));
+        match tally.leaks {
+            0 => Ok(()),
+            leaks => Err(Failure::new(format!(
                 "{leaks} things are left over after a crash; they are listed above"
             ))),
+        }
+    }
+
+    /// Polling makes no two runs equally long: one that was over before its call is cut short a little earlier.
+    fn kill_or_earlier(&self, k: usize, total: usize, only: bool, tally: &mut Tally) -> Result<()> {
+        let mut at = k;
+        loop {
+            let killed = self.kill_at(At::Call(at), total, tally)?;
+            let earlier = at - at / 32;
+            if killed || only || earlier == at || at <= total - total / 4 {
+                return Ok(());
+            }
+            at = earlier;
+        }
+    }
+
+    /// Kills in the middle of each kind of call that no kill has met yet.
+    fn kill_at_each_kind(&self, calls: &[&'static str], tally: &mut Tally) -> Result<()> {
+        let kinds: BTreeSet<&'static str> = calls.iter().copied().collect();
+        for kind in &kinds {
+            let mut number = calls.iter().filter(|call| *call == kind).count().div_ceil(2);
+            // A run may make fewer calls of a kind than the first did.
+            while number > 0 && !tally.met.contains(kind) {
+                self.kill_at(At::Kind(kind, number), calls.len(), tally)?;
+                number /= 2;
+            }
+        }
+        let missed: Vec<&str> = kinds.difference(&tally.met).copied().collect();
+        line(&format!("where=host kinds={}/{}", kinds.len() - missed.len(), kinds.len()));
+        match missed.as_slice() {
+            [] => Ok(()),
+            missed => Err(Failure::new(format!("no run was killed at {}", missed.join(", ")))),
         }
     }
 
@@ -242,11 +278,11 @@ impl Campaign {
         Ok(trace.calls)
     }
 
-    /// One kill, one restart, one judgement: (whether the k-th call was reached, things left over).
-    fn kill_at(&self, k: usize, total: usize) -> Result<(bool, usize)> {
+    /// One kill, one restart, one judgement: whether the call was reached.
+    fn kill_at(&self, at: At, total: usize, tally: &mut Tally) -> Result<bool> {
         self.clear()?;
-        let trace = self.traced(Some(k))?;
-        let killed = trace.end == End::Killed;
+        let trace = self.traced(Some(at))?;
+        let (killed, k) = (trace.end == End::Killed, trace.calls.len());
         let call = match (trace.end, trace.calls.last()) {
             (End::Killed, Some(call)) => call,
             (End::Exited(0), _) => "end",
@@ -264,10 +300,13 @@ impl Campaign {
             end_all(&self.scratch);
             self.keep(k)?;
         }
-        Ok((killed, count))
+        tally.kills += usize::from(killed);
+        tally.leaks += count;
+        tally.met.extend(trace.calls.last().filter(|_| killed));
+        Ok(killed)
     }
 
-    fn traced(&self, kill_at: Option<usize>) -> Result<Trace> {
+    fn traced(&self, kill_at: Option<At>) -> Result<Trace> {
         let mut command = self.command.clone();
         command.extend(["--state".to_owned(), self.state().to_string_lossy().into_owned()]);
         let variables =
@@ -381,20 +420,6 @@ fn tail(log: &Path) -> String {
     lines.iter().rev().map(|l| format!("\n    {l}")).collect()
 }
 
-/// `points` kills over the whole sequence, and one for each kind of call that none of them meets: in the middle of its kind.
-fn choose(calls: &[&str], points: usize) -> Vec<usize> {
-    let mut chosen: BTreeSet<usize> = spread(calls.len(), points).into_iter().collect();
-    let kinds: BTreeSet<&str> = calls.iter().copied().collect();
-    for kind in kinds {
-        let places: Vec<usize> =
-            calls.iter().enumerate().filter(|(_, call)| **call == kind).map(|(at, _)| at + 1).collect();
-        if !places.iter().any(|place| chosen.contains(place)) {
-            chosen.extend(places.get(places.len() / 2));
-        }
-    }
-    chosen.into_iter().collect()
-}
-
 /// `points` numbers from 1 to `total`, both ends among them, as even as they come.
 fn spread(total: usize, points: usize) -> Vec<usize> {
     let points = points.min(total);
@@ -422,12 +447,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_call_is_killed_once_and_the_end_of_the_sequence_too() {
-        let mut calls = vec!["write"; 100];
-        (calls[40], calls[41], calls[42], calls[90]) = ("kill", "kill", "kill", "bind");
-        let chosen = choose(&calls, 5);
-        assert_eq!(chosen, [1, 25, 42, 50, 75, 91, 100]);
-        assert_eq!(choose(&["write"; 3], 16), [1, 2, 3]);
+    fn a_call_is_found_by_its_number_and_by_that_among_its_kind() {
+        let calls = ["write", "kill", "write", "kill", "write"];
+        let reached = |at: At| (1..=calls.len()).filter(|&n| at.is_reached(&calls[..n])).collect::<Vec<_>>();
+        assert_eq!(reached(At::Call(3)), [3]);
+        assert_eq!(reached(At::Kind("kill", 2)), [4]);
+        assert!(reached(At::Kind("bind", 1)).is_empty());
     }
 
     #[test]

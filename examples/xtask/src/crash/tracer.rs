@@ -37,10 +37,29 @@ pub(super) struct Plan {
     pub(super) state: PathBuf,
     /// Its output goes here.
     pub(super) log: PathBuf,
-    /// Kill at the entry of this mutating call, counted from 1.
-    pub(super) kill_at: Option<usize>,
+    /// Kill at the entry of this mutating call.
+    pub(super) kill_at: Option<At>,
     /// Kill it in any case after this time.
     pub(super) limit: Duration,
+}
+
+/// A mutating call, counted from 1: among all, or among those of its kind. No two runs make the same calls in the same order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum At {
+    Call(usize),
+    Kind(&'static str, usize),
+}
+
+impl At {
+    /// Whether the last of `calls` is the one.
+    pub(super) fn is_reached(self, calls: &[&str]) -> bool {
+        match self {
+            Self::Call(number) => calls.len() == number,
+            Self::Kind(kind, number) => {
+                calls.last() == Some(&kind) && calls.iter().filter(|call| **call == kind).count() == number
+            }
+        }
+    }
 }
 
 /// How it ended.
@@ -158,7 +177,7 @@ impl Tracer<'_> {
                 Call { number: regs.orig_rax.cast_signed(), args: [regs.rdi, regs.rsi, regs.rdx, regs.r10] };
             if let Some(name) = mutating(call, &Live(pid), &self.plan.state) {
                 self.calls.push(name);
-                if self.plan.kill_at == Some(self.calls.len()) {
+                if self.plan.kill_at.is_some_and(|at| at.is_reached(&self.calls)) {
                     self.killed = true;
                     return gone_is_fine(kill(self.leader, Signal::SIGKILL));
                 }
