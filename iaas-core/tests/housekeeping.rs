@@ -31,6 +31,7 @@ use iaas_core::spi::Feed;
 use iaas_core::spi::Found;
 use iaas_core::spi::Hello;
 use iaas_core::spi::Provider;
+use iaas_core::spi::Pull;
 use iaas_core::spi::Reading;
 use iaas_core::spi::Seen;
 use iaas_core::spi::block::PoolVolumeSpec;
@@ -46,6 +47,7 @@ use iaas_core::spi::meter::Usage;
 use iaas_core::testing::fake::FakeHypervisor;
 use iaas_core::testing::fake::FakeMeter;
 use iaas_core::testing::fake::World;
+use tokio::sync::watch;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -71,7 +73,7 @@ fn the_answer_to_a_token_is_kept_for_a_day_and_then_forgotten() {
 fn a_site_that_does_not_answer_a_sweep_holds_up_no_other_one() {
     in_virtual_time(async {
         let mut rig = Rig::on(Arc::new(VirtualClock::new()));
-        rig.around = |world, host| Odd::around(world, host, true);
+        rig.around = |world, host| Odd::around(world, host, Way::Silent);
         let cloud = rig.open().await.unwrap();
         // A volume that nobody knows, under our tag.
         let (stray, pool) = (Id::from_uuid(rig.clock.uuid()), rig.site.volumes());
@@ -98,7 +100,7 @@ fn a_site_that_does_not_answer_a_sweep_holds_up_no_other_one() {
 fn a_last_reading_that_comes_after_the_end_is_paid_for() {
     in_virtual_time(async {
         let mut rig = Rig::on(Arc::new(VirtualClock::new()));
-        rig.around = |world, host| Odd::around(world, host, false);
+        rig.around = |world, host| Odd::around(world, host, Way::Late);
         let cloud = rig.open().await.unwrap();
         let root = cloud.session_as("root");
         let tenant = tenant(&root, &rig, "acme").await.unwrap();
@@ -161,19 +163,63 @@ fn nothing_that_describes_a_project_outlives_it_however_much_it_is() {
     });
 }
 
+#[test]
+fn what_fails_is_not_tried_again_for_what_the_try_itself_has_changed() {
+    in_virtual_time(async {
+        let mut rig = Rig::on(Arc::new(VirtualClock::new()));
+        rig.around = |world, host| Odd::around(world, host, Way::Full);
+        let cloud = rig.open().await.unwrap();
+        let root = cloud.session_as("root");
+        let tenant = tenant(&root, &rig, "acme").await.unwrap();
+        let launch = root.instances().launch(tenant.project, tenant.instance("web", vec![])).await.unwrap();
+        tokio::time::sleep(60 * Duration::from_secs(1)).await;
+        let tries = TRIES.load(Ordering::SeqCst);
+        assert!((3..30).contains(&tries), "{tries} tries in a minute");
+        // A change of the record does not wait for the next try.
+        let gone = root.instances().delete(launch.out).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(1), gone.wait()).await.expect("at once").unwrap();
+    });
+}
+
+/// How often the hypervisor without room was asked.
+static TRIES: AtomicU64 = AtomicU64::new(0);
+
 /// Whether the odd hypervisor has a late reading.
 static LATE: AtomicU64 = AtomicU64::new(0);
 
-/// A hypervisor that does not tell what it has, or has a last reading that it did not tell at first.
+/// A hypervisor that is odd in one way.
 #[derive(Debug)]
 struct Odd {
     inner: FakeHypervisor,
-    silent: bool,
+    way: Way,
+    tried: watch::Sender<Option<ObjectRef>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// It does not tell what it has.
+    Silent,
+    /// It has a last reading that it did not tell at first.
+    Late,
+    /// It has no room for a thousand tries, and its feed names what was tried.
+    Full,
+}
+
+/// Names what was tried last.
+struct Tried(watch::Receiver<Option<ObjectRef>>);
+
+#[async_trait]
+impl Pull<ObjectRef> for Tried {
+    async fn next(&mut self) -> Option<Result<ObjectRef>> {
+        self.0.changed().await.ok()?;
+        self.0.borrow().clone().map(Ok)
+    }
 }
 
 impl Odd {
-    fn around(world: &World, mut host: HostProviders, silent: bool) -> HostProviders {
-        host.hypervisor = Arc::new(Self { inner: FakeHypervisor::open(world, host.id), silent });
+    fn around(world: &World, mut host: HostProviders, way: Way) -> HostProviders {
+        let (inner, tried) = (FakeHypervisor::open(world, host.id), watch::Sender::new(None));
+        host.hypervisor = Arc::new(Self { inner, way, tried });
         host
     }
 }
@@ -187,6 +233,9 @@ impl Provider for Odd {
         self.inner.claim(cx).await
     }
     async fn changes(&self, cx: &Ctx) -> Result<Feed<ObjectRef>> {
+        if self.way == Way::Full {
+            return Ok(Box::new(Tried(self.tried.subscribe())));
+        }
         self.inner.changes(cx).await
     }
     async fn usage(&self, cx: &Ctx, after: Option<ObjectRef>, limit: usize) -> Result<Vec<Reading>> {
@@ -197,6 +246,10 @@ impl Provider for Odd {
 #[async_trait]
 impl Converge<Vm> for Odd {
     async fn ensure(&self, cx: &Ctx, id: Id<Vm>, rev: Rev, spec: &VmSpec) -> Result<Seen<Vm>> {
+        if self.way == Way::Full && TRIES.fetch_add(1, Ordering::SeqCst) < 1000 {
+            self.tried.send_replace(Some(id.object()));
+            return Err(Error::unavailable("there is no room"));
+        }
         self.inner.ensure(cx, id, rev, spec).await
     }
     async fn remove(&self, cx: &Ctx, id: Id<Vm>, upto: Rev) -> Result<()> {
@@ -215,7 +268,7 @@ impl Converge<Vm> for Odd {
         Ok(seen)
     }
     async fn inventory(&self, cx: &Ctx, after: Option<Id<Vm>>, limit: usize) -> Result<Vec<Found<Vm>>> {
-        if self.silent {
+        if self.way == Way::Silent {
             return Err(Error::unavailable("this host does not tell what it has"));
         }
         self.inner.inventory(cx, after, limit).await

@@ -27,6 +27,7 @@ use crate::Error;
 use crate::ErrorKind;
 use crate::ObjectRef;
 use crate::Result;
+use crate::Rev;
 use crate::model::*;
 use crate::security::audit::AuditLog;
 use crate::spi::audit::AuditSink;
@@ -50,11 +51,27 @@ pub struct Driver {
     /// Looks for what nobody wants.
     pub sweeper: Sweeper,
     /// How often and why looks at an object failed.
-    pub failures: Mutex<BTreeMap<ObjectRef, (u32, jiff::Timestamp)>>,
+    pub failures: Mutex<BTreeMap<ObjectRef, Failures>>,
     /// Roles and bindings on their way to the authorizer.
     pub policies: Arc<Policies>,
     /// Whether everything rests: for tests and for shutting down.
     pub rest: watch::Sender<Rest>,
+}
+
+/// Looks at one object that failed in a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Failures {
+    attempts: u32,
+    since: jiff::Timestamp,
+    /// Not before this moment of the monotonic clock is it looked at again, unless its record has changed since.
+    until: Duration,
+    version: Option<Rev>,
+}
+
+impl Failures {
+    fn none(since: jiff::Timestamp) -> Self {
+        Self { attempts: 0, since, until: Duration::ZERO, version: None }
+    }
 }
 
 /// What the driver has left to do.
@@ -159,6 +176,9 @@ impl Driver {
     }
 
     async fn look(self: &Arc<Self>, object: &ObjectRef) -> Next {
+        if let Some(left) = self.backs_off(object) {
+            return Next::After(left);
+        }
         let result = match object.kind.as_str() {
             "outbox" => outbox::deliver(&self.work.committer, &self.meter, &self.work.caller).await,
             "audit" => self.sequence().await,
@@ -197,7 +217,19 @@ impl Driver {
         tracing::info_span!("look", %object, operation = op.map(tracing::field::display))
     }
 
-    fn failures(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectRef, (u32, jiff::Timestamp)>> {
+    /// How long an object that failed still rests. A provider's feed wakes it also for what our own try has changed there: without
+    /// this each try would ask for the next one.
+    fn backs_off(&self, object: &ObjectRef) -> Option<Duration> {
+        let Failures { until, version, .. } = *self.failures().get(object)?;
+        let left = until.saturating_sub(self.work.committer.clock().monotonic());
+        (!left.is_zero() && version.is_some() && self.version(object) == version).then_some(left)
+    }
+
+    fn version(&self, object: &ObjectRef) -> Option<Rev> {
+        self.work.committer.read(|s| s.brief(object).map(|brief| brief.version))
+    }
+
+    fn failures(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectRef, Failures>> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -207,7 +239,7 @@ impl Driver {
         let mut failures = self.failures();
         let first = !failures.contains_key(object);
         if first {
-            failures.insert(object.clone(), (0, now));
+            failures.insert(object.clone(), Failures::none(now));
         }
         first
     }
@@ -215,10 +247,10 @@ impl Driver {
     async fn failed(&self, object: &ObjectRef, error: Error) -> Next {
         let clock = self.work.committer.clock();
         let now = clock.now();
-        let (attempts, since) = {
+        let Failures { attempts, since, .. } = {
             let mut failures = self.failures();
-            let entry = failures.entry(object.clone()).or_insert((0, now));
-            entry.0 += 1;
+            let entry = failures.entry(object.clone()).or_insert(Failures::none(now));
+            entry.attempts += 1;
             *entry
         };
         let wait = error.retry_after().unwrap_or_else(|| backoff(attempts, clock.uuid().as_u128()));
@@ -227,6 +259,8 @@ impl Driver {
             let next_try = now.checked_add(wait).unwrap_or(now);
             self.report(object, Some(Trouble { since, attempts, next_try, reason: error })).await;
         }
+        let (until, version) = (clock.monotonic() + wait, self.version(object));
+        self.failures().insert(object.clone(), Failures { attempts, since, until, version });
         Next::After(wait)
     }
 
