@@ -1,6 +1,6 @@
 //! What depends on the processor's architecture. One so far.
 
-mod x86_64;
+pub(crate) mod x86_64;
 
 pub(crate) use x86_64::cpu::Entry;
 pub(crate) use x86_64::cpu::set_up;

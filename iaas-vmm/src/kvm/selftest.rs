@@ -5,7 +5,6 @@
 use std::io;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_bindings::kvm_segment;
 use kvm_bindings::kvm_sregs;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::Kvm;
@@ -15,6 +14,21 @@ use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryMmap;
+
+use crate::arch::x86_64::registers::CODE_TYPE;
+use crate::arch::x86_64::registers::CR0_ET;
+use crate::arch::x86_64::registers::CR0_MP;
+use crate::arch::x86_64::registers::CR0_PE;
+use crate::arch::x86_64::registers::CR0_PG;
+use crate::arch::x86_64::registers::CR4_OSFXSR;
+use crate::arch::x86_64::registers::CR4_OSXMMEXCPT;
+use crate::arch::x86_64::registers::CR4_PAE;
+use crate::arch::x86_64::registers::DATA_TYPE;
+use crate::arch::x86_64::registers::EFER_LMA;
+use crate::arch::x86_64::registers::EFER_LME;
+use crate::arch::x86_64::registers::LARGE;
+use crate::arch::x86_64::registers::PRESENT_WRITABLE;
+use crate::arch::x86_64::registers::segment;
 
 /// How the test guest ended.
 #[derive(Debug)]
@@ -78,28 +92,12 @@ fn enter_long_mode(vcpu: &VcpuFd) -> io::Result<()> {
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_PG;
     sregs.efer = EFER_LME | EFER_LMA;
-    sregs.cs = segment(true);
+    sregs.cs = segment(8, CODE_TYPE, true);
     for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.ss, &mut sregs.fs, &mut sregs.gs] {
-        *data = segment(false);
+        *data = segment(16, DATA_TYPE, false);
     }
     vcpu.set_sregs(&sregs)?;
     Ok(())
-}
-
-fn segment(code: bool) -> kvm_segment {
-    kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector: if code { 8 } else { 16 },
-        // Accessed, readable code; accessed, writable data.
-        type_: if code { 11 } else { 3 },
-        present: 1,
-        db: u8::from(!code),
-        s: 1,
-        l: u8::from(code),
-        g: 1,
-        ..Default::default()
-    }
 }
 
 /// `mov eax, 42` · `movd xmm0, eax` · `movd ebx, xmm0` · `hlt`.
@@ -110,14 +108,3 @@ const ENTRY: u64 = 0x1000;
 const TABLES: u64 = 0x2000;
 const DIRECTORIES: u64 = 0x3000;
 const PAGES: u64 = 0x4000;
-const PRESENT_WRITABLE: u64 = 3;
-const LARGE: u64 = 1 << 7;
-const CR0_PE: u64 = 1;
-const CR0_MP: u64 = 1 << 1;
-const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_OSFXSR: u64 = 1 << 9;
-const CR4_OSXMMEXCPT: u64 = 1 << 10;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;

@@ -14,6 +14,17 @@ use vm_memory::GuestMemoryMmap;
 
 use super::cpuid;
 use super::layout;
+use super::registers::CODE_TYPE;
+use super::registers::CR0_ET;
+use super::registers::CR0_PE;
+use super::registers::CR0_PG;
+use super::registers::CR4_PAE;
+use super::registers::DATA_TYPE;
+use super::registers::EFER_LMA;
+use super::registers::EFER_LME;
+use super::registers::LARGE;
+use super::registers::PRESENT_WRITABLE;
+use super::registers::segment;
 use crate::kvm::Machine;
 use crate::kvm::Vcpu;
 
@@ -126,20 +137,6 @@ fn flat_segments(sregs: &mut kvm_sregs, long: bool) {
     sregs.idt.limit = 0;
 }
 
-fn segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
-    kvm_segment {
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..Default::default()
-    }
-}
-
 /// The descriptor table, and page tables that map the low 4 GiB as they are.
 fn write_tables(memory: &GuestMemoryMmap) -> Result<()> {
     write_gdt(memory, FLAT_64)?;
@@ -167,9 +164,6 @@ const FLAT_64: [u64; 5] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0
 const FLAT_32: [u64; 5] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
-/// Accessed, readable code; accessed, writable data.
-const CODE_TYPE: u8 = 11;
-const DATA_TYPE: u8 = 3;
 
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -180,11 +174,3 @@ const APIC_LVT0: usize = 0x350;
 const APIC_LVT1: usize = 0x360;
 const DELIVERY_NMI: u8 = 4;
 const DELIVERY_EXTINT: u8 = 7;
-const PRESENT_WRITABLE: u64 = 3;
-const LARGE: u64 = 1 << 7;
-const CR0_PE: u64 = 1;
-const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;

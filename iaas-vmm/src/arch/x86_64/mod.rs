@@ -3,3 +3,4 @@
 pub(crate) mod cpu;
 mod cpuid;
 pub(crate) mod layout;
+pub(crate) mod registers;
