@@ -442,8 +442,15 @@ impl Inner {
         if reboots {
             told.run = Run::Off { grace: REBOOT_GRACE };
         } else {
-            let here = self.record(handle.id(), true)?.seen.devices;
-            let come = spec.devices.iter().filter(|(id, _)| !here.contains_key(id));
+            // Only the runner itself knows: what it wrote down may be older than what it was started with, and to prepare a
+            // device that it has would take the device's socket away from it.
+            let here = handle.call(runner::DEVICES, Bytes::new(), Vec::new(), patience(call)).await;
+            let here: BTreeSet<Uuid> = match here {
+                Ok(here) => files::decode(&here)?,
+                Err(_) if !handle.is_alive()? => return Ok(Step::After(handle.clone())),
+                Err(error) => return Err(error),
+            };
+            let come = spec.devices.iter().filter(|(id, _)| !here.contains(id));
             fds = devices::prepare(&self.config.roles, come)?;
         }
         let sent = handle.call(runner::APPLY, files::encode(&told)?, fds, patience(call)).await;

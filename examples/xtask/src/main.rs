@@ -165,7 +165,7 @@ fn crash_options(parser: &mut Parser) -> Result<crash::Options> {
         match arg {
             Arg::Long("where") => options.place = Some(text(parser, "--where")?),
             Arg::Long("points") => options.points = number(parser, "--points")?,
-            Arg::Long("at") => options.at = Some(number(parser, "--at")?),
+            Arg::Long("at") => options.at = Some(crash::At::parse(&text(parser, "--at")?)?),
             Arg::Long("limit") => options.limit = Duration::from_secs(number(parser, "--limit")?),
             Arg::Long("grace") => options.grace = Duration::from_secs(number(parser, "--grace")?),
             Arg::Long("root") => options.roots.push(command::absolute(&parser.value().context("--root")?)?),
@@ -248,7 +248,7 @@ cargo xtask VERB
                kill a control process at the k-th mutating call, start it again, and judge what is left
                  --where host|fake   only one of the two places
                  --points N          kills to spread over the sequence (16)
-                 --at K              kill at this call only
+                 --at K | KIND:K     kill at this call only, or at the K-th of this kind, as in `connect:2`
                  --limit SECONDS     for one run of the program (120)
                  --grace SECONDS     for what is ending to be gone (5)
                  --root DIR          belongs to the program beside its state folder (may repeat)

@@ -251,6 +251,7 @@ impl<'a> Machine<'a> {
                 Ok(bytes::Bytes::new())
             }),
             super::CONSOLE_WRITE => self.type_in(&request.body).and_then(|count| files::encode(&count)),
+            super::DEVICES => files::encode(&self.devices.keys().collect::<Vec<_>>()),
             super::NICS => files::encode(&self.nics()),
             super::USAGE => files::encode(&self.write_usage(false)),
             verb => Err(Error::unsupported(format!("a runner has no verb `{verb}`"))),

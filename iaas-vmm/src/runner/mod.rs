@@ -58,6 +58,8 @@ pub struct RunnerArgs {
 pub const APPLY: &str = "apply";
 /// The verb that types bytes into the console and answers how many were taken.
 pub const CONSOLE_WRITE: &str = "console-write";
+/// The verb that answers the ids of the devices that the runner holds; while the VM is starting, once it has started.
+pub const DEVICES: &str = "devices";
 /// The verb that answers each NIC's counters: packets and bytes sent, packets and bytes received, frames refused.
 pub const NICS: &str = "nics";
 /// The verb that takes a reading of the VM's counters now, and answers it.

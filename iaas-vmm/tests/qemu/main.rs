@@ -47,6 +47,7 @@ tests![
     qemu_holds_nothing_but_what_the_runner_gave_it,
     a_disk_comes_and_goes_while_the_guest_runs,
     a_guest_talks_through_its_port_and_its_bytes_are_counted,
+    a_vm_that_is_starting_keeps_the_ports_it_was_started_with,
     the_hypervisor_keeps_its_contract,
     the_hypervisor_keeps_its_contract_over_a_wire,
 ];
@@ -290,6 +291,31 @@ async fn a_disk_comes_and_goes_while_the_guest_runs() {
     assert_eq!(rig.shell(VM, "[ ! -e /dev/vda ]").await, "RESULT 0");
     let runner = rig.hypervisor.runner(VM).await.unwrap().unwrap().pid();
     assert!(!rig::fds(runner).values().any(|to| *to == path), "the runner has let go");
+    rig.remove(VM).await;
+}
+
+/// Control may die between starting a runner and hearing that it has started; the next one must not prepare its port again.
+async fn a_vm_that_is_starting_keeps_the_ports_it_was_started_with() {
+    let mut rig = Rig::new().await;
+    let (slow, go) = (rig.dir.path().join("slow-qemu"), rig.dir.path().join("go"));
+    let wait = format!("while [ ! -e {} ]; do sleep 0.02; done", go.display());
+    std::fs::write(&slow, format!("#!/bin/sh\n{wait}\nexec qemu-system-x86_64 \"$@\"\n")).unwrap();
+    std::fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    rig.hypervisor = rig::open_with(rig.dir.path(), Some(slow)).unwrap();
+    let mut spec = rig.spec(on(1));
+    let (attachment, device) = port::nic(8);
+    spec.devices.insert(attachment, device);
+    let before = port::cables();
+    rig.ensure(VM, 1, &spec).await;
+    assert_eq!(port::cables(), before + 1);
+    rig.cx.call.budget = Duration::from_millis(200);
+    let seen = rig.ensure(VM, 2, &spec).await;
+    assert!(matches!(seen.phase, iaas_core::spi::Phase::Blocked(_)), "its runner is busy: {:?}", seen.phase);
+    assert_eq!(port::cables(), before + 1, "a second cable for a port that has one");
+    std::fs::write(&go, "").unwrap();
+    let seen = rig.settled(VM).await;
+    assert_eq!(seen.is.devices[&attachment], DeviceState::Present);
+    assert_eq!(port::cables(), before + 1);
     rig.remove(VM).await;
 }
 

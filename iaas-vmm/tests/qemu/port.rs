@@ -30,6 +30,8 @@ const SCHEME: &str = "cable";
 const HEADER: usize = 12;
 /// The far ends of the cables that were made in this process.
 static FAR: Mutex<Vec<UnixDatagram>> = Mutex::new(Vec::new());
+/// How many cables were made in this process.
+static MADE: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 pub(crate) struct Cable;
@@ -42,6 +44,7 @@ impl PortOpener for Cable {
     fn prepare(&self, _: &Target) -> Result<Grant> {
         let (near, far) = UnixDatagram::pair().map_err(|e| Error::unavailable("no cable").because(&e))?;
         FAR.lock().unwrap().push(far);
+        MADE.fetch_add(1, Ordering::Relaxed);
         let mut grant = Grant::default();
         grant.fds.insert("near".into(), near.into());
         Ok(grant)
@@ -81,6 +84,11 @@ impl FramePort for Near {
     fn event_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// How many cables were made so far.
+pub(crate) fn cables() -> u64 {
+    MADE.load(Ordering::Relaxed)
 }
 
 pub(crate) fn nic(id: u128) -> (Uuid, Device) {

@@ -262,6 +262,10 @@ pub(crate) fn open(dir: &Path) -> QemuHypervisor {
 }
 
 pub(crate) fn try_open(dir: &Path) -> iaas_core::Result<QemuHypervisor> {
+    open_with(dir, None)
+}
+
+pub(crate) fn open_with(dir: &Path, qemu: Option<PathBuf>) -> iaas_core::Result<QemuHypervisor> {
     QemuHypervisor::open(QemuConfig {
         state: dir.join("state"),
         runtime: dir.join("run"),
@@ -269,7 +273,7 @@ pub(crate) fn try_open(dir: &Path) -> iaas_core::Result<QemuHypervisor> {
         host: HOST,
         roles: roles(),
         role_binary: None,
-        qemu: None,
+        qemu,
         accel: Some(Accel::Tcg),
     })
 }

@@ -60,6 +60,11 @@ pub(super) fn mutating(call: Call, caller: &dyn Caller, state: &Path) -> Option<
     counts.then_some(*name)
 }
 
+/// The kind of call of this name.
+pub(super) fn kind(name: &str) -> Option<&'static str> {
+    TABLE.iter().map(|(_, known, _)| *known).find(|known| *known == name)
+}
+
 fn makes(flags: u64) -> bool {
     flags & (bits(libc::O_CREAT) | bits(libc::O_TRUNC)) != 0
 }

@@ -24,8 +24,8 @@ use crate::scan::{Process, Snapshot, Things, Watch, print_things, processes};
 use crate::setup;
 use crate::workspace::{cargo, guest_dir, root};
 
-use tracer::{At, End, Plan, Trace};
-pub(crate) use tracer::{TRACED, exec_traced};
+pub(crate) use tracer::{At, TRACED, exec_traced};
+use tracer::{End, Plan, Trace};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     /// How many kills to spread over the sequence.
     pub(crate) points: usize,
     /// Kill at this call only, to look into one leak.
-    pub(crate) at: Option<usize>,
+    pub(crate) at: Option<At>,
     /// How long one run of the subject may take.
     pub(crate) limit: Duration,
     /// How long what is ending may take to be gone.
@@ -197,12 +197,18 @@ impl Campaign {
     fn run(&mut self, options: &Options) -> Result<()> {
         let calls = self.undisturbed()?;
         let total = calls.len();
-        let chosen = options.at.map_or_else(|| spread(total, options.points), |k| vec![k]);
+        let chosen = match options.at {
+            Some(at) => vec![at],
+            None => spread(total, options.points).into_iter().map(At::Call).collect(),
+        };
         line(&format!("where=host calls={total} points={}", chosen.len()));
         let progress = bar("crash", u64::try_from(chosen.len()).unwrap_or(u64::MAX));
         let mut tally = Tally::default();
-        for &k in &chosen {
-            self.kill_or_earlier(k, total, options.at.is_some(), &mut tally)?;
+        for &at in &chosen {
+            match at {
+                At::Call(k) => self.kill_or_earlier(k, total, options.at.is_some(), &mut tally)?,
+                At::Kind(..) => drop(self.kill_at(at, total, &mut tally)?),
+            }
             progress.inc(1);
         }
         progress.finish_and_clear();

@@ -23,7 +23,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::calls::{Call, Caller, mutating};
+use super::calls::{self, Call, Caller, mutating};
 use crate::failure::{Context, Failure, Result};
 
 /// What to run and when to kill it.
@@ -45,12 +45,26 @@ pub(super) struct Plan {
 
 /// A mutating call, counted from 1: among all, or among those of its kind. No two runs make the same calls in the same order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum At {
+pub(crate) enum At {
     Call(usize),
     Kind(&'static str, usize),
 }
 
 impl At {
+    /// Reads `K` or `KIND:K`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let (kind, number) = text.split_once(':').map_or((None, text), |(kind, number)| (Some(kind), number));
+        let wrong = || {
+            Failure::new(format!("`{text}` is no call to kill at"))
+                .remedy("say 568, or connect:2 for the second `connect`")
+        };
+        let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
+        match kind {
+            None => Ok(Self::Call(number)),
+            Some(kind) => Ok(Self::Kind(calls::kind(kind).ok_or_else(wrong)?, number)),
+        }
+    }
+
     /// Whether the last of `calls` is the one.
     pub(super) fn is_reached(self, calls: &[&str]) -> bool {
         match self {
