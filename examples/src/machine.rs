@@ -28,16 +28,21 @@ use iaas_core::process::Roles;
 use iaas_core::security::rbac::Rbac;
 use iaas_core::spi::dataplane::Offloads;
 use iaas_core::spi::host::HostProviders;
+use iaas_core::spi::hypervisor::Hypervisor;
 use iaas_core::spi::meter::Bill;
 use iaas_core::store::RedbStore;
 use iaas_meter::Meter;
 use iaas_net::HostNetwork;
 use iaas_store::RawAccess;
 use iaas_store::RawPool;
+use iaas_vmm::Capability;
 use iaas_vmm::HostArtifacts;
+use iaas_vmm::HypervisorConfig;
+use iaas_vmm::KvmHypervisor;
 use iaas_vmm::MachineInventory;
-use iaas_vmm::QemuConfig;
 use iaas_vmm::QemuHypervisor;
+use iaas_vmm::vmm::Kvm;
+use iaas_vmm::vmm::Qemu;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use uuid::Uuid;
@@ -103,17 +108,7 @@ async fn compose(state: PathBuf, runtime: PathBuf, binary: Option<PathBuf>) -> R
     let store = Arc::new(RedbStore::open(state.join("store").join("cloud.redb"))?);
     let ids = Ids::of(&state)?;
     let host_state = private_folder(&state.join("host"))?;
-    let hypervisor = QemuHypervisor::open(QemuConfig {
-        state: host_state.clone(),
-        runtime: runtime.clone(),
-        cloud: ids.cloud,
-        host: ids.host,
-        roles: roles(),
-        role_binary: binary.clone(),
-        qemu: None,
-        accel: None,
-    })?;
-    let why = why(&hypervisor);
+    let (hypervisor, why) = hypervisor(&host_state, &runtime, &ids, binary.clone())?;
     let volumes = state.join("volumes");
     let pool = RawPool::open(&volumes, &host_state, ids.cloud, ids.pool)?;
     let access = RawAccess::open(&volumes, &host_state, ids.cloud, ids.host, ids.pool)?;
@@ -130,7 +125,7 @@ async fn compose(state: PathBuf, runtime: PathBuf, binary: Option<PathBuf>) -> R
         id: ids.host,
         inventory: Arc::new(MachineInventory::open(&host_state, ids.cloud, ids.host)?),
         artifacts: Arc::new(HostArtifacts::open(&host_state, ids.cloud, ids.host)?),
-        hypervisor: Arc::new(hypervisor),
+        hypervisor,
         access: BTreeMap::from([(ids.pool, Arc::new(access) as _)]),
         plugs: network.plugs(),
         fabric: ids.fabric,
@@ -150,11 +145,42 @@ async fn compose(state: PathBuf, runtime: PathBuf, binary: Option<PathBuf>) -> R
     Ok(Machine { cloud, why, state, runtime })
 }
 
-/// What runs the guests, and why nothing better.
-fn why(hypervisor: &QemuHypervisor) -> String {
-    let kvm = iaas_vmm::probe();
-    let remedy = kvm.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
-    format!("QEMU with {:?}; {kvm}{remedy}", hypervisor.accel())
+/// The best hypervisor of this machine; and which one it is, and why.
+fn hypervisor(
+    state: &Path,
+    runtime: &Path,
+    ids: &Ids,
+    role_binary: Option<PathBuf>,
+) -> Result<(Arc<dyn Hypervisor>, String)> {
+    fn config<V>(
+        vmm: V,
+        (state, runtime, ids): (&Path, &Path, &Ids),
+        role_binary: Option<PathBuf>,
+    ) -> HypervisorConfig<V> {
+        let (state, runtime) = (state.to_owned(), runtime.to_owned());
+        HypervisorConfig {
+            state,
+            runtime,
+            cloud: ids.cloud,
+            host: ids.host,
+            roles: roles(),
+            role_binary,
+            vmm,
+        }
+    }
+    let place = (state, runtime, ids);
+    match iaas_vmm::probe() {
+        Capability::Hardware => {
+            let ours = KvmHypervisor::open(config(Kvm, place, role_binary))?;
+            Ok((Arc::new(ours), format!("a machine of our own in each runner; {}", Capability::Hardware)))
+        }
+        kvm => {
+            let qemu = QemuHypervisor::open(config(Qemu::default(), place, role_binary))?;
+            let remedy = kvm.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            let accel = qemu.vmm().accel.map_or_else(String::new, |accel| format!("{accel:?}"));
+            Ok((Arc::new(qemu), format!("QEMU with {accel}; {kvm}{remedy}")))
+        }
+    }
 }
 
 impl Machine {

@@ -9,8 +9,6 @@ use iaas_core::spi::hypervisor::Device;
 use iaas_core::spi::hypervisor::Origin;
 use iaas_core::spi::hypervisor::VmSpec;
 
-use crate::qemu::command::PLACES;
-
 /// Refuses a spec that can never be met.
 ///
 /// # Errors
@@ -33,7 +31,7 @@ pub(crate) fn spec(spec: &VmSpec) -> Result<()> {
         return Err(Error::unsupported("this hypervisor opens no sealed metadata").remedy("leave it out"));
     }
     let disks = spec.devices.values().filter(|device| matches!(device, Device::Disk { .. })).count();
-    let most = usize::from(PLACES);
+    let most = PLACES;
     if disks > most || spec.devices.len() - disks > most {
         return Err(Error::invalid("too many devices").remedy(format!("use at most {most} of a kind")));
     }
@@ -86,6 +84,8 @@ pub(crate) fn kernel(file: &File) -> Result<()> {
         .remedy("give a bzImage or vmlinux that was built for x86-64"))
 }
 
+/// Devices of a kind: as many as a bus takes.
+const PLACES: usize = 31;
 const ELF_X86_64: u16 = 62;
 /// The longest command line that Linux takes on x86.
 const CMDLINE_MAX: usize = 2047;

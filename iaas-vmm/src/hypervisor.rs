@@ -1,4 +1,4 @@
-//! The hypervisor of one host: accepts specs durably and lets runners meet them.
+//! The hypervisor of one host: accepts specs durably and lets runners meet them, on KVM or in QEMU.
 //!
 //! `<state>/vms/<uuid>/` holds all that is known of a VM: what was accepted (written here), what its runner sees, its
 //! console and its counters. Looking reads files and asks the kernel whether the runner lives; it never waits for a runner.
@@ -53,7 +53,6 @@ use iaas_core::spi::hypervisor::Run;
 use iaas_core::spi::hypervisor::Vm;
 use iaas_core::spi::hypervisor::VmImage;
 use iaas_core::spi::hypervisor::VmSpec;
-use iaas_core::spi::hypervisor::cap;
 use serde::Deserialize;
 use serde::Serialize;
 use tracing::Instrument;
@@ -64,18 +63,17 @@ use crate::check;
 use crate::feed::ChangeFeed;
 use crate::feed::ConsoleStream;
 use crate::files;
-use crate::qemu;
-use crate::qemu::command::Accel;
-use crate::qemu::command::wanted;
 use crate::runner;
 use crate::runner::RunnerArgs;
 use crate::runner::devices;
 use crate::runner::record::VmFolder;
 use crate::runner::record::VmRecord;
+use crate::runner::wanted;
+use crate::vmm::Vmm;
 
-/// What a [`QemuHypervisor`] works with.
+/// What a [`HostHypervisor`] works with.
 #[derive(Clone, Debug)]
-pub struct QemuConfig {
+pub struct HypervisorConfig<V> {
     /// The state folder of the host, shared with its other providers.
     pub state: PathBuf,
     /// The folder for sockets; its path must be short.
@@ -88,22 +86,27 @@ pub struct QemuConfig {
     pub roles: Roles,
     /// The binary that has the role `runner`; `None` for this program itself.
     pub role_binary: Option<PathBuf>,
-    /// The QEMU binary; `None` to look for it in `PATH` when a VM starts.
-    pub qemu: Option<PathBuf>,
-    /// What runs guests; `None` to ask the self-test of KVM.
-    pub accel: Option<Accel>,
+    /// What runs new guests. Those that run stay on what they were started on.
+    pub vmm: V,
 }
 
-/// A [`Hypervisor`] whose VMs run in QEMU under a runner of their own. Cheap to clone.
+/// A [`Hypervisor`] whose VMs each have a runner, a process of their own. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct QemuHypervisor {
-    inner: Arc<Inner>,
+pub struct HostHypervisor<V> {
+    inner: Arc<Inner<V>>,
 }
+
+/// A [`HostHypervisor`] whose guests run on machines of our own.
+#[cfg(feature = "kvm")]
+pub type KvmHypervisor = HostHypervisor<crate::vmm::Kvm>;
+
+/// A [`HostHypervisor`] whose guests run in QEMU.
+#[cfg(feature = "qemu")]
+pub type QemuHypervisor = HostHypervisor<crate::vmm::Qemu>;
 
 #[derive(Debug)]
-struct Inner {
-    config: QemuConfig,
-    accel: Accel,
+struct Inner<V> {
+    config: HypervisorConfig<V>,
     install: Uuid,
     vms: PathBuf,
     launcher: Launcher,
@@ -138,22 +141,18 @@ enum Step {
     After(RoleHandle),
 }
 
-impl QemuHypervisor {
+impl<V: Vmm> HostHypervisor<V> {
     /// Opens the hypervisor of a host, which may have VMs from before.
     ///
-    /// Blocks for some file accesses and, without `accel`, for the self-test of KVM (milliseconds).
+    /// Blocks for some file accesses and for what the VMM looks at, mostly the self-test of KVM (milliseconds).
     ///
     /// # Errors
-    /// `Unavailable`: the state folder cannot be used.
-    pub fn open(config: QemuConfig) -> Result<Self> {
+    /// `Unavailable`: the state folder cannot be used, or this machine cannot run guests in this way.
+    pub fn open(config: HypervisorConfig<V>) -> Result<Self> {
+        let config = HypervisorConfig { vmm: config.vmm.ready()?, ..config };
         let vms = config.state.join("vms");
         files::make_folder(&vms)?;
-        let accel = config.accel.unwrap_or_else(|| match crate::probe() {
-            crate::Capability::Hardware => Accel::Kvm,
-            _ => Accel::Tcg,
-        });
         let inner = Inner {
-            accel,
             install: files::install(&config.state)?,
             launcher: Launcher::new(&config.state, &config.runtime, config.role_binary.clone()),
             artifacts: ArtifactFolder::at(&config.state),
@@ -165,9 +164,9 @@ impl QemuHypervisor {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// What runs the guests' instructions.
-    pub fn accel(&self) -> Accel {
-        self.inner.accel
+    /// What runs new guests.
+    pub fn vmm(&self) -> &V {
+        &self.inner.config.vmm
     }
 
     /// The running runner of `vm`, if there is one.
@@ -184,7 +183,7 @@ impl QemuHypervisor {
     }
 }
 
-impl Inner {
+impl<V: Vmm> Inner<V> {
     fn folder(&self, id: Uuid) -> VmFolder {
         VmFolder::at(self.vms.join(id.to_string()))
     }
@@ -246,14 +245,14 @@ impl Inner {
         };
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         Ok(Hello {
-            product: concat!("iaas-vmm qemu ", env!("CARGO_PKG_VERSION")).to_owned(),
+            product: format!("iaas-vmm {} {}", V::NAME, env!("CARGO_PKG_VERSION")),
             protocol: (1, 1),
             site: Site::Host(self.config.host),
             install: self.install,
             newest,
             seal_to: None,
             kinds: set(&[Vm::NAME]),
-            caps: set(&[cap::PAUSE, cap::ADOPT, cap::HOTPLUG]),
+            caps: set(V::CAPS),
         })
     }
 
@@ -273,6 +272,7 @@ impl Inner {
             }
         }
         check::spec(spec)?;
+        self.config.vmm.check(spec)?;
         devices::check(&self.config.roles, spec.devices.values())?;
         let before = self.folder(id).load()?.and_then(|record| record.boot());
         let before = before.max(accepted.and_then(|a| a.spec().ok()).and_then(|spec| wanted(spec.run)));
@@ -444,13 +444,13 @@ impl Inner {
         } else {
             // Only the runner itself knows: what it wrote down may be older than what it was started with, and to prepare a
             // device that it has would take the device's socket away from it.
-            let here = handle.call(runner::DEVICES, Bytes::new(), Vec::new(), patience(call)).await;
-            let here: BTreeSet<Uuid> = match here {
-                Ok(here) => files::decode(&here)?,
+            let needs = handle.call(runner::NEEDS, files::encode(&told)?, Vec::new(), patience(call)).await;
+            let needs: BTreeSet<Uuid> = match needs {
+                Ok(needs) => files::decode(&needs)?,
                 Err(_) if !handle.is_alive()? => return Ok(Step::After(handle.clone())),
                 Err(error) => return Err(error),
             };
-            let come = spec.devices.iter().filter(|(id, _)| !here.contains(id));
+            let come = spec.devices.iter().filter(|(id, _)| needs.contains(id));
             fds = devices::prepare(&self.config.roles, come)?;
         }
         let sent = handle.call(runner::APPLY, files::encode(&told)?, fds, patience(call)).await;
@@ -472,10 +472,10 @@ impl Inner {
                 fds.push((runner::INITRD_FD.to_owned(), self.artifacts.open(*initrd)?.into()));
             }
         }
-        let qemu = self.config.qemu.clone().map_or_else(qemu::find, Ok)?;
+        let on = self.config.vmm.runs_on()?;
         let folder =
             std::path::absolute(self.folder(id).path()).map_err(|e| files::cannot("named", &self.vms, &e))?;
-        let args = files::encode(&RunnerArgs { folder, spec, qemu, accel: self.accel })?;
+        let args = files::encode(&RunnerArgs { folder, spec, on })?;
         let passport = files::encode(&boot)?;
         let started = self.launcher.spawn_traced(runner::ROLE, id, passport, args, fds, call.trace.clone());
         started.await.map(drop)
@@ -575,7 +575,7 @@ impl Inner {
 }
 
 #[async_trait]
-impl Provider for QemuHypervisor {
+impl<V: Vmm> Provider for HostHypervisor<V> {
     async fn hello(&self) -> Result<Hello> {
         self.inner.hello(self.inner.config.cloud)
     }
@@ -605,7 +605,7 @@ impl Provider for QemuHypervisor {
 }
 
 #[async_trait]
-impl Converge<Vm> for QemuHypervisor {
+impl<V: Vmm> Converge<Vm> for HostHypervisor<V> {
     #[tracing::instrument(name = "vm.ensure", skip_all, fields(op = %cx.call.op, vm = %id))]
     async fn ensure(&self, cx: &Ctx, id: Id<Vm>, rev: Rev, spec: &VmSpec) -> Result<Seen<Vm>> {
         let (inner, call, spec) = (self.inner.clone(), cx.call.clone(), spec.clone());
@@ -645,7 +645,7 @@ impl Converge<Vm> for QemuHypervisor {
 }
 
 #[async_trait]
-impl Hypervisor for QemuHypervisor {
+impl<V: Vmm> Hypervisor for HostHypervisor<V> {
     fn images(&self) -> Option<&dyn Converge<VmImage>> {
         None
     }

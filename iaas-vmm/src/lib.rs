@@ -53,14 +53,14 @@ mod arch;
 pub mod artifacts;
 #[cfg(feature = "kvm")]
 mod boot;
-#[cfg(feature = "qemu")]
+#[cfg(any(feature = "kvm", feature = "qemu"))]
 mod check;
 #[cfg(feature = "kvm")]
 mod device;
-#[cfg(feature = "qemu")]
+#[cfg(any(feature = "kvm", feature = "qemu"))]
 mod feed;
 mod files;
-#[cfg(feature = "qemu")]
+#[cfg(any(feature = "kvm", feature = "qemu"))]
 pub mod hypervisor;
 pub mod inventory;
 pub mod jail;
@@ -72,21 +72,27 @@ mod pci;
 pub mod probe;
 #[cfg(feature = "qemu")]
 pub mod qemu;
-#[cfg(feature = "qemu")]
+#[cfg(any(feature = "kvm", feature = "qemu"))]
 pub mod runner;
 pub mod virtio;
 #[cfg(feature = "kvm")]
 pub mod vm;
+#[cfg(any(feature = "kvm", feature = "qemu"))]
+pub mod vmm;
 
 pub use artifacts::HostArtifacts;
-#[cfg(feature = "qemu")]
-pub use hypervisor::QemuConfig;
+#[cfg(any(feature = "kvm", feature = "qemu"))]
+pub use hypervisor::HostHypervisor;
+#[cfg(any(feature = "kvm", feature = "qemu"))]
+pub use hypervisor::HypervisorConfig;
+#[cfg(feature = "kvm")]
+pub use hypervisor::KvmHypervisor;
 #[cfg(feature = "qemu")]
 pub use hypervisor::QemuHypervisor;
 pub use inventory::MachineInventory;
 pub use probe::Capability;
 pub use probe::probe;
-#[cfg(feature = "qemu")]
+#[cfg(any(feature = "kvm", feature = "qemu"))]
 pub use runner::runner;
 #[cfg(feature = "kvm")]
 pub use vm::Vm;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "kvm")]
 
-#[path = "qemu/disk.rs"]
+#[path = "hypervisor/disk.rs"]
 mod disk;
 
 use std::collections::VecDeque;

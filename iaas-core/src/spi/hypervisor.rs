@@ -322,7 +322,8 @@ pub mod cap {
 /// 3. `reboot-by-number`: a higher boot number ends the running boot and starts anew.
 /// 4. `console-scrollback`: a console opened at an offset gets each kept byte from there on, in order, then the live ones.
 /// 5. `death-observed`: a VM whose VMM dies is seen as `Ended { Crashed }`, never as a call that hangs.
-/// 6. `devices-by-attachment`: a device in the spec is seen under its attachment's id; one that left the spec is gone.
+/// 6. `devices-by-attachment`: a device in the spec is seen under its attachment's id; one that left the spec is gone. Without
+///    [`cap::HOTPLUG`] this is so from the next boot on; until then `restart_for` names the attachment.
 /// 7. `kinds-agree`: `images` and `handovers` are `Some` just if `Hello::kinds` names their kind.
 /// 8. `final-usage-kept`: the last reading of a life stays in `Seen::final_usage`, marked `fin`, until `remove`.
 ///

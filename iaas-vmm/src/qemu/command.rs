@@ -2,7 +2,6 @@
 
 use std::os::fd::RawFd;
 
-use iaas_core::Boot;
 use iaas_core::Mac;
 use iaas_core::spi::hypervisor::Origin;
 use iaas_core::spi::hypervisor::Run;
@@ -85,6 +84,11 @@ pub fn arguments(machine: &Machine<'_>) -> Vec<String> {
 /// The device id by which QEMU knows an attachment.
 pub fn device_id(attachment: Uuid) -> String {
     format!("dev-{}", attachment.simple())
+}
+
+/// The attachment that QEMU knows by a device id.
+pub fn attachment(device_id: &str) -> Option<Uuid> {
+    Uuid::try_parse(device_id.strip_prefix("dev-")?).ok()
 }
 
 /// The id of the chardev or netdev behind it.
@@ -187,19 +191,12 @@ impl Arguments {
 const DISK_BUS: &str = "disks";
 const NIC_BUS: &str = "nics";
 
-/// The boot that a spec wants, if it wants one.
-pub fn wanted(run: Run) -> Option<Boot> {
-    match run {
-        Run::Off { .. } => None,
-        Run::Paused(boot) | Run::On(boot) => Some(boot),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use bytes::Bytes;
+    use iaas_core::Boot;
     use iaas_core::Digest;
     use iaas_core::Term;
 

@@ -1,4 +1,4 @@
-//! The disks and NICs of a VM: two-stage opening, and what serves each to QEMU.
+//! The disks and NICs of a VM: opened in two stages, the second of them here.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -12,6 +12,7 @@ use iaas_core::process::Roles;
 use iaas_core::spi::dataplane::BlockDevice;
 use iaas_core::spi::dataplane::BlockOpener;
 use iaas_core::spi::dataplane::Env;
+use iaas_core::spi::dataplane::FramePort;
 use iaas_core::spi::dataplane::Grant;
 use iaas_core::spi::dataplane::PortOpener;
 use iaas_core::spi::hypervisor::Device;
@@ -21,17 +22,11 @@ use iaas_core::spi::target::Mode;
 use iaas_core::spi::target::Target;
 use uuid::Uuid;
 
-use super::pump::Pump;
-use crate::qemu::command::SlotKind;
-use crate::virtio::vhost_user::DiskServer;
-
 /// A device that is open in this process.
 #[derive(Debug)]
 pub struct Attached {
     /// What was asked for.
     pub device: Device,
-    /// Its place on the bus of its kind.
-    pub place: u8,
     /// How it is.
     pub state: DeviceState,
     opened: Opened,
@@ -39,91 +34,68 @@ pub struct Attached {
 
 #[derive(Debug)]
 enum Opened {
-    // In this order: the server gives every operation back before the volume goes.
-    Disk { server: DiskServer, volume: Box<dyn BlockDevice> },
-    Nic(Pump),
+    Disk(Box<dyn BlockDevice>),
+    /// `None` once the guest has it.
+    Nic(Option<Box<dyn FramePort>>),
 }
 
 impl Attached {
-    /// Opens `device` and gives QEMU's end of it.
+    /// Opens `device`.
     ///
     /// # Errors
     /// `Unsupported`: no opener knows the target. Those of the opener.
-    pub fn open(
-        roles: &Roles,
-        (id, device, place): (Uuid, &Device, u8),
-        grant: Grant,
-        scratch: &Path,
-    ) -> Result<(Self, OwnedFd)> {
+    pub fn open(roles: &Roles, device: &Device, grant: Grant, scratch: &Path) -> Result<Self> {
         let env = Env { runtime: Some(scratch.to_owned()) };
-        let (opened, fd) = match device {
+        let opened = match device {
             Device::Disk { target, .. } => {
-                let volume = block_opener(roles, target)?.open(target, grant, None, &env)?;
-                // A serial has 20 bytes; the end of a UUID tells more apart than its beginning.
-                let name = id.simple().to_string();
-                let serial = name.get(12..).unwrap_or(&name);
-                let (server, fd) = DiskServer::start(volume.as_ref(), serial, scratch)?;
-                (Opened::Disk { server, volume }, fd)
+                Opened::Disk(block_opener(roles, target)?.open(target, grant, None, &env)?)
             }
             Device::Nic { target, .. } => {
-                let ports = port_opener(roles, target)?.open(target, grant, &env)?;
-                let port = ports.into_iter().next();
-                let port = port.ok_or_else(|| Error::internal("an opener of ports opened none"))?;
-                let (pump, fd) = Pump::start(port)?;
-                (Opened::Nic(pump), fd)
+                let port = port_opener(roles, target)?.open(target, grant, &env)?.into_iter().next();
+                Opened::Nic(Some(port.ok_or_else(|| Error::internal("an opener of ports opened none"))?))
             }
             Device::Share { .. } | Device::HostDevice { .. } => return Err(unknown_device()),
         };
-        Ok((Self { device: device.clone(), place, state: DeviceState::Plugging, opened }, fd))
+        Ok(Self { device: device.clone(), state: DeviceState::Plugging, opened })
     }
 
-    /// How the device is: a disk whose driver broke the protocol has failed.
-    pub fn state(&self) -> DeviceState {
+    /// The volume of a disk, which is open until [`close`](Self::close).
+    ///
+    /// # Errors
+    /// `Internal`: it is no disk.
+    pub fn volume(&self) -> Result<&dyn BlockDevice> {
         match &self.opened {
-            Opened::Disk { server, .. } => match server.fault() {
-                Some(fault) => DeviceState::Failed(
-                    Error::conflict("the guest's driver broke the disk's protocol").detail(fault),
-                ),
-                None => self.state.clone(),
-            },
-            Opened::Nic(_) => self.state.clone(),
+            Opened::Disk(volume) => Ok(volume.as_ref()),
+            Opened::Nic(_) => Err(Error::internal("a NIC has no volume")),
         }
     }
 
-    /// What the NIC has moved, if it is one.
-    pub fn pump(&self) -> Option<&Pump> {
-        match &self.opened {
-            Opened::Nic(pump) => Some(pump),
-            Opened::Disk { .. } => None,
+    /// The port of a NIC, for the one who serves it to the guest.
+    ///
+    /// # Errors
+    /// `Internal`: it is no NIC, or somebody has its port.
+    pub fn take_port(&mut self) -> Result<Box<dyn FramePort>> {
+        match &mut self.opened {
+            Opened::Nic(port) => port.take().ok_or_else(|| Error::internal("a port was taken twice")),
+            Opened::Disk(_) => Err(Error::internal("a disk has no port")),
         }
     }
 
-    /// Ends the device when nobody uses it any more, and gives a volume's claim back.
+    /// Ends the device, which nobody serves any more, and gives a volume's claim back.
     pub fn close(self) {
-        match self.opened {
-            Opened::Nic(pump) => drop(pump),
-            Opened::Disk { server, volume } => {
-                drop(server);
-                if is_writer(&self.device)
-                    && let Err(error) = volume.release()
-                {
-                    tracing::warn!(%error, "a volume was not given back cleanly");
-                }
-            }
+        if let Opened::Disk(volume) = self.opened
+            && is_writer(&self.device)
+            && let Err(error) = volume.release()
+        {
+            tracing::warn!(%error, "a volume was not given back cleanly");
         }
     }
 }
 
-/// What QEMU makes of a device.
-///
-/// # Errors
-/// `Unsupported`: it is neither a disk nor a NIC.
-pub fn slot_kind(device: &Device) -> Result<SlotKind> {
-    match device {
-        Device::Disk { boot, .. } => Ok(SlotKind::Disk(*boot)),
-        Device::Nic { mac, .. } => Ok(SlotKind::Nic(*mac)),
-        Device::Share { .. } | Device::HostDevice { .. } => Err(unknown_device()),
-    }
+/// The serial number of a disk. It has 20 bytes; the end of a UUID tells more apart than its beginning.
+pub fn serial(attachment: Uuid) -> String {
+    let name = attachment.simple().to_string();
+    name.get(12..).unwrap_or(&name).to_owned()
 }
 
 /// Whether two devices are the same thing, however they are opened.

@@ -1,8 +1,8 @@
-//! The life of one boot: a loop on one thread that hears QEMU, the child's end, control and the clock.
+//! The life of one boot: a loop on one thread that hears the guest, its end, control and the clock.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::process::ExitStatus;
 use std::sync::mpsc;
 use std::time::Duration;
 use std::time::Instant;
@@ -23,31 +23,21 @@ use iaas_core::spi::hypervisor::Life;
 use iaas_core::spi::hypervisor::Right;
 use iaas_core::spi::hypervisor::Run;
 use iaas_core::spi::hypervisor::VmSpec;
-use serde_json::json;
 use uuid::Uuid;
 
 use super::RunnerArgs;
 use super::devices;
 use super::devices::Attached;
-use super::launch;
-use super::launch::Running;
+use super::guest;
+use super::guest::Guest;
+use super::guest::HotPlug;
+use super::guest::Input;
+use super::guest::Start;
 use super::record::VmFolder;
 use super::record::VmRecord;
 use super::usage::Usage;
+use super::wanted;
 use crate::files;
-use crate::qemu::command;
-use crate::qemu::command::PLACES;
-use crate::qemu::command::Slot;
-use crate::qemu::command::SlotKind;
-use crate::qemu::qmp;
-
-/// What the loop hears.
-#[derive(Debug)]
-pub(super) enum Input {
-    Monitor(qmp::Event),
-    Exited,
-    Ask(Request, Responder),
-}
 
 /// One boot of a VM, from its start to its end.
 #[derive(Debug)]
@@ -58,7 +48,7 @@ pub(super) struct Machine<'a> {
     folder: VmFolder,
     spec: VmSpec,
     devices: BTreeMap<Uuid, Attached>,
-    running: Option<Running>,
+    guest: Option<Box<dyn Guest>>,
     record: VmRecord,
     stored: Option<VmRecord>,
     usage: Usage,
@@ -67,8 +57,6 @@ pub(super) struct Machine<'a> {
     kill_at: Option<Instant>,
     asked_off: bool,
     forced: bool,
-    reason: Option<String>,
-    panicked: bool,
 }
 
 impl<'a> Machine<'a> {
@@ -79,7 +67,7 @@ impl<'a> Machine<'a> {
     pub(super) fn claim(args: &RunnerArgs, id: Uuid, roles: &'a Roles) -> Result<Self> {
         let folder = VmFolder::at(&args.folder);
         let spec = args.spec.clone();
-        let boot = command::wanted(spec.run).ok_or_else(|| Error::invalid("there is nothing to run"))?;
+        let boot = wanted(spec.run).ok_or_else(|| Error::invalid("there is nothing to run"))?;
         let record = folder.load()?.unwrap_or_else(|| VmRecord::never(spec.term));
         if record.boot().is_some_and(|before| before >= boot) {
             return Err(Error::conflict(format!("boot {boot} of this VM was started before"))
@@ -103,7 +91,7 @@ impl<'a> Machine<'a> {
             folder,
             spec,
             devices: BTreeMap::new(),
-            running: None,
+            guest: None,
             record,
             stored,
             usage,
@@ -111,8 +99,6 @@ impl<'a> Machine<'a> {
             kill_at: None,
             asked_off: false,
             forced: false,
-            reason: None,
-            panicked: false,
         })
     }
 
@@ -123,17 +109,18 @@ impl<'a> Machine<'a> {
         fds: BTreeMap<String, OwnedFd>,
         (tell, hear): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     ) {
-        let why = match self.start(args, fds, &tell) {
+        let failed = match self.start(args, fds, &tell) {
             Ok(()) => {
-                tracing::info!("the VMM was started");
-                self.listen(&hear)
+                tracing::info!("the guest was started");
+                self.listen(&hear);
+                None
             }
             Err(error) => {
                 tracing::error!(%error, "the VM could not be started");
-                End::Crashed(error.detail(launch::complaints(&self.folder)))
+                Some(End::Crashed(error))
             }
         };
-        self.finish(why);
+        self.finish(failed);
     }
 
     fn start(
@@ -144,66 +131,49 @@ impl<'a> Machine<'a> {
     ) -> Result<()> {
         self.usage.started(files::stamp());
         self.write_usage(false);
-        let mut slots = Vec::new();
-        let mut ends = Vec::new();
         for (id, device) in self.spec.devices.clone() {
-            let (slot, end) = self.open(id, &device, &mut fds)?;
-            slots.push(slot);
-            ends.push(end);
+            let attached = self.open(id, &device, &mut fds)?;
+            self.devices.insert(id, attached);
         }
-        let kernel = fds.remove(super::KERNEL_FD);
-        let initrd = fds.remove(super::INITRD_FD);
-        let boot = launch::Boot { id: self.id, spec: &self.spec, slots, ends, kernel, initrd };
-        let running = self.running.insert(launch::spawn(args, boot, &self.folder, tell)?);
-        running.greet(tell)?;
+        let start = Start {
+            id: self.id,
+            spec: &self.spec,
+            kernel: fds.remove(super::KERNEL_FD),
+            initrd: fds.remove(super::INITRD_FD),
+            folder: &self.folder,
+            tell,
+        };
+        let guest = self.guest.insert(guest::start(args, start, &mut self.devices)?);
+        let runs = guest.is_running()?;
         for attached in self.devices.values_mut() {
             attached.state = DeviceState::Present;
         }
-        let status = self.command("query-status", &json!({}))?;
-        let runs = status.get("running").and_then(serde_json::Value::as_bool) == Some(true);
         self.set_running(runs);
         self.save()
     }
 
-    /// Opens a device and finds it a place.
-    fn open(
-        &mut self,
-        id: Uuid,
-        device: &Device,
-        fds: &mut BTreeMap<String, OwnedFd>,
-    ) -> Result<(Slot, OwnedFd)> {
-        let what = devices::slot_kind(device)?;
-        let disk = |kind: &SlotKind| matches!(kind, SlotKind::Disk(_));
-        let taken = |place: u8| {
-            self.devices.values().any(|other| {
-                let kind = devices::slot_kind(&other.device);
-                other.place == place && kind.is_ok_and(|kind| disk(&kind) == disk(&what))
-            })
-        };
-        let place = (1..=PLACES).find(|place| !taken(*place)).ok_or_else(|| {
-            Error::conflict("the VM has no free place for another device").remedy("detach one first")
-        })?;
+    fn open(&self, id: Uuid, device: &Device, fds: &mut BTreeMap<String, OwnedFd>) -> Result<Attached> {
         let grant = devices::grant_of(fds, id);
-        let (attached, end) = Attached::open(self.roles, (id, device, place), grant, self.folder.path())
-            .map_err(|e| e.detail(format!("attachment {id}")))?;
-        self.devices.insert(id, attached);
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&end);
-        Ok((Slot { id, place, fd, what }, end))
+        Attached::open(self.roles, device, grant, self.folder.path())
+            .map_err(|e| e.detail(format!("attachment {id}")))
     }
 
-    /// Hears everything until QEMU has exited.
-    fn listen(&mut self, hear: &mpsc::Receiver<Input>) -> End {
+    /// Hears everything until the guest has ended.
+    fn listen(&mut self, hear: &mpsc::Receiver<Input>) {
         let mut next_tick = Instant::now() + TICK;
         loop {
             let until = self.kill_at.map_or(next_tick, |at| at.min(next_tick));
             match hear.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Input::Exited) => return self.why(),
-                Ok(Input::Monitor(event)) => self.on_event(event),
+                Ok(Input::Exited) => return,
+                Ok(Input::Runs(runs)) => self.set_running(runs),
+                Ok(Input::Unplugged(id)) => self.unplugged(id),
+                Ok(Input::Lost) => self.kill(),
                 Ok(Input::Ask(request, responder)) => self.on_ask(request, responder),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
-                // We hold a sender ourselves in `Running`; this end would mean that the process ends.
-                Err(mpsc::RecvTimeoutError::Disconnected) => return self.why(),
+                // The threads of the guest hold senders; this end would mean that the process ends.
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
+            self.save_or_warn();
             if self.kill_at.is_some_and(|at| Instant::now() >= at) {
                 self.force();
             }
@@ -223,22 +193,8 @@ impl<'a> Machine<'a> {
         let waiting = |here: &Attached| matches!(here.state, DeviceState::Unplugging { .. });
         let leaving: Vec<Uuid> =
             self.devices.iter().filter(|(_, here)| waiting(here)).map(|(id, _)| *id).collect();
-        // QEMU refuses to ask again too early, and forgets that a guest was asked that was still booting.
+        // A guest that was still booting has missed it, too; and some refuse to be asked again too early.
         leaving.into_iter().for_each(|id| self.unplug(id));
-        self.save_or_warn();
-    }
-
-    fn on_event(&mut self, event: qmp::Event) {
-        match event {
-            qmp::Event::Shutdown { reason } => self.reason = Some(reason),
-            qmp::Event::GuestPanicked => self.panicked = true,
-            qmp::Event::Stop => self.set_running(false),
-            qmp::Event::Resume => self.set_running(true),
-            qmp::Event::DeviceDeleted(name) => self.unplugged(&name),
-            // Without its monitor a QEMU can only be ended.
-            qmp::Event::Closed if self.reason.is_none() => self.kill(),
-            qmp::Event::Closed => {}
-        }
         self.save_or_warn();
     }
 
@@ -251,7 +207,9 @@ impl<'a> Machine<'a> {
                 Ok(bytes::Bytes::new())
             }),
             super::CONSOLE_WRITE => self.type_in(&request.body).and_then(|count| files::encode(&count)),
-            super::DEVICES => files::encode(&self.devices.keys().collect::<Vec<_>>()),
+            super::NEEDS => {
+                files::decode::<VmSpec>(&request.body).and_then(|spec| files::encode(&self.needs(&spec)))
+            }
             super::NICS => files::encode(&self.nics()),
             super::USAGE => files::encode(&self.write_usage(false)),
             verb => Err(Error::unsupported(format!("a runner has no verb `{verb}`"))),
@@ -260,7 +218,7 @@ impl<'a> Machine<'a> {
     }
 
     fn apply(&mut self, spec: &VmSpec, fds: BTreeMap<String, OwnedFd>) -> Result<()> {
-        let Some(boot) = command::wanted(spec.run) else {
+        let Some(boot) = wanted(spec.run) else {
             let Run::Off { grace } = spec.run else { return Ok(()) };
             self.power_off(grace);
             return Ok(());
@@ -271,10 +229,10 @@ impl<'a> Machine<'a> {
         let pause = matches!(spec.run, Run::Paused(_));
         let is_paused = matches!(self.record.seen.life, Life::Paused(_));
         if pause && !is_paused {
-            self.command("stop", &json!({}))?;
+            self.guest()?.pause()?;
             self.set_running(false);
         } else if !pause && is_paused {
-            self.command("cont", &json!({}))?;
+            self.guest()?.resume()?;
             self.set_running(true);
         }
         self.record.seen.right = Right::Holds(spec.term);
@@ -283,21 +241,35 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Parts of `spec` that a running machine cannot take.
-    fn needs_restart(&self, spec: &VmSpec) -> Vec<String> {
+    /// Parts of `spec` that the running guest does not have and cannot take, or has and cannot give.
+    fn needs_restart(&mut self, spec: &VmSpec) -> Vec<String> {
         let fixed = [
             ("vcpus", spec.vcpus != self.spec.vcpus),
             ("memory", spec.memory != self.spec.memory),
             ("origin", spec.origin != self.spec.origin),
         ];
         let fixed = fixed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned());
-        let changed = spec.devices.iter().filter(|(id, device)| {
-            self.devices.get(id).is_some_and(|here| !devices::same(&here.device, device))
-        });
-        fixed.chain(changed.map(|(id, _)| format!("device {id}"))).collect()
+        let moves = self.hot_plug().is_ok();
+        let differs = |id: &&Uuid| match (self.devices.get(id), spec.devices.get(id)) {
+            (Some(here), Some(device)) => !devices::same(&here.device, device),
+            _ => !moves,
+        };
+        let ids: BTreeSet<&Uuid> = self.devices.keys().chain(spec.devices.keys()).collect();
+        fixed.chain(ids.into_iter().filter(differs).map(|id| format!("device {id}"))).collect()
+    }
+
+    /// Devices of `spec` that must come with what they need before [`apply`](Self::apply) can plug them in.
+    fn needs(&mut self, spec: &VmSpec) -> Vec<Uuid> {
+        if self.hot_plug().is_err() {
+            return Vec::new();
+        }
+        spec.devices.keys().filter(|id| !self.devices.contains_key(id)).copied().collect()
     }
 
     fn change_devices(&mut self, spec: &VmSpec, mut fds: BTreeMap<String, OwnedFd>) -> Result<()> {
+        if self.hot_plug().is_err() {
+            return Ok(());
+        }
         let gone: Vec<Uuid> =
             self.devices.keys().filter(|id| !spec.devices.contains_key(id)).copied().collect();
         for id in gone {
@@ -312,72 +284,45 @@ impl<'a> Machine<'a> {
         come.into_iter().try_for_each(|(id, device)| self.plug(id, &device, &mut fds))
     }
 
-    /// Brings a device to the running machine.
+    /// Brings a device to the running guest.
     fn plug(&mut self, id: Uuid, device: &Device, fds: &mut BTreeMap<String, OwnedFd>) -> Result<()> {
-        let (slot, end) = self.open(id, device, fds)?;
-        let result = self.plug_into_qemu(&slot, &end);
-        match (&result, self.devices.get_mut(&id)) {
-            (Ok(()), Some(attached)) => attached.state = DeviceState::Present,
-            (Err(_), _) => {
-                if let Some(attached) = self.devices.remove(&id) {
-                    drop(end);
-                    attached.close();
-                }
+        let mut attached = self.open(id, device, fds)?;
+        match self.hot_plug().and_then(|guest| guest.plug(id, &mut attached)) {
+            Ok(()) => {
+                attached.state = DeviceState::Present;
+                self.devices.insert(id, attached);
+                Ok(())
             }
-            (Ok(()), None) => {}
-        }
-        result
-    }
-
-    fn plug_into_qemu(&mut self, slot: &Slot, end: &OwnedFd) -> Result<()> {
-        let (back, name) = (command::backend_id(slot.id), format!("fd-{}", slot.id.simple()));
-        self.running()?.qmp()?.give_fd(&name, end, PATIENCE)?;
-        match slot.what {
-            SlotKind::Disk(_) => {
-                let addr = json!({ "type": "fd", "data": { "str": name } });
-                let socket = json!({ "type": "socket", "data": { "addr": addr, "server": false } });
-                self.command("chardev-add", &json!({ "id": back, "backend": socket }))?;
-            }
-            SlotKind::Nic(_) => {
-                let local = json!({ "type": "fd", "str": name });
-                self.command("netdev_add", &json!({ "type": "dgram", "id": back, "local": local }))?;
+            Err(error) => {
+                attached.close();
+                Err(error)
             }
         }
-        let properties: serde_json::Map<_, _> =
-            command::device(slot).into_iter().map(|(k, v)| (k.to_owned(), property(k, v))).collect();
-        let added = self.command("device_add", &properties.into());
-        if added.is_err() {
-            self.forget_backend(slot.id, &slot.what);
-        }
-        added.map(drop)
     }
 
     /// Asks the guest to let a device go.
     fn unplug(&mut self, id: Uuid) {
-        let asked = self.command("device_del", &json!({ "id": command::device_id(id) }));
+        let asked = self.hot_plug().and_then(|guest| guest.unplug(id));
         let Some(attached) = self.devices.get_mut(&id) else { return };
         match (asked, &attached.state) {
             (_, DeviceState::Unplugging { .. }) => {}
-            (Ok(_), _) => attached.state = DeviceState::Unplugging { since: files::stamp() },
+            (Ok(()), _) => attached.state = DeviceState::Unplugging { since: files::stamp() },
             (Err(error), _) => attached.state = DeviceState::Failed(error),
         }
     }
 
     /// The guest has let a device go.
-    fn unplugged(&mut self, name: &str) {
-        let id = self.devices.keys().find(|id| command::device_id(**id) == name).copied();
-        let Some((id, attached)) = id.and_then(|id| self.devices.remove_entry(&id)) else { return };
-        if let Ok(kind) = devices::slot_kind(&attached.device) {
-            self.forget_backend(id, &kind);
+    fn unplugged(&mut self, id: Uuid) {
+        let Some(attached) = self.devices.remove(&id) else { return };
+        if let Ok(guest) = self.hot_plug() {
+            guest.forget(id);
         }
         attached.close();
     }
 
-    fn forget_backend(&mut self, id: Uuid, kind: &SlotKind) {
-        let verb = if matches!(kind, SlotKind::Disk(_)) { "chardev-remove" } else { "netdev_del" };
-        if let Err(error) = self.command(verb, &json!({ "id": command::backend_id(id) })) {
-            tracing::warn!(%error, "the back-end of a device stays in the VMM");
-        }
+    fn hot_plug(&mut self) -> Result<&mut dyn HotPlug> {
+        let guest = self.guest()?.hot_plug();
+        guest.ok_or_else(|| Error::unsupported("the guest takes and gives no devices while it runs"))
     }
 
     /// Presses the power button, and kills after `grace`.
@@ -390,14 +335,17 @@ impl<'a> Machine<'a> {
             return;
         }
         // A paused guest feels no button.
-        if matches!(self.record.seen.life, Life::Paused(_)) && self.command("cont", &json!({})).is_ok() {
-            self.set_running(true);
+        if matches!(self.record.seen.life, Life::Paused(_)) {
+            match self.guest().and_then(|guest| guest.resume()) {
+                Ok(()) => self.set_running(true),
+                Err(error) => tracing::warn!(%error, "a paused guest could not be started to be stopped"),
+            }
         }
         self.press();
     }
 
     fn press(&mut self) {
-        if let Err(error) = self.command("system_powerdown", &json!({})) {
+        if let Err(error) = self.guest().and_then(|guest| guest.press()) {
             tracing::warn!(%error, "the power button could not be pressed");
         }
     }
@@ -409,8 +357,8 @@ impl<'a> Machine<'a> {
     }
 
     fn kill(&mut self) {
-        if let Some(running) = &mut self.running {
-            running.kill();
+        if let Some(guest) = &mut self.guest {
+            guest.kill();
         }
     }
 
@@ -429,42 +377,29 @@ impl<'a> Machine<'a> {
         self.record.seen.changed = Some(at);
     }
 
-    /// Why QEMU has exited.
-    fn why(&mut self) -> End {
-        let status = self.running.as_mut().and_then(Running::reap);
-        let reason = self.reason.as_deref();
-        match reason {
-            _ if self.panicked => End::Crashed(Error::unavailable("the guest's kernel crashed")),
-            Some("guest-reset") if !self.asked_off => End::GuestReset,
-            Some("guest-shutdown" | "guest-reset") if self.asked_off => End::Stopped,
-            Some("guest-shutdown") => End::GuestOff,
-            _ if self.forced => End::Forced,
-            _ => End::Crashed(self.crash(status)),
-        }
-    }
-
-    fn crash(&self, status: Option<ExitStatus>) -> Error {
-        let status = status.map_or_else(|| "status unknown".to_owned(), |status| status.to_string());
-        Error::unavailable("the VMM was killed or crashed")
-            .remedy("start the VM again")
-            .detail(status)
-            .detail(launch::complaints(&self.folder))
-    }
-
     /// Closes everything, then says that the VM has ended: whoever reads that may use its volumes.
-    fn finish(mut self, why: End) {
+    fn finish(mut self, failed: Option<End>) {
         let at = files::stamp();
         self.usage.ended(at);
-        if let Some(mut running) = self.running.take() {
-            self.usage.took_cpu(running.cpu_ns());
-            running.kill();
-            running.reap();
+        let mut why = failed;
+        if let Some(mut guest) = self.guest.take() {
+            self.usage.took_cpu(guest.cpu_ns());
+            let end = guest.finish(self.forced);
+            why.get_or_insert(match end {
+                // It did what it was asked to.
+                End::GuestOff | End::GuestReset if self.asked_off => End::Stopped,
+                end => end,
+            });
+            // Before the volumes: it may still hold their queues.
+            drop(guest);
         }
         for (_, attached) in std::mem::take(&mut self.devices) {
             attached.close();
         }
         let last = self.write_usage_at(at, true);
         self.record.close(Some(last));
+        let why =
+            why.unwrap_or_else(|| End::Crashed(Error::internal("a guest ended that was never started")));
         self.record.seen.life = Life::Ended { boot: self.boot, why };
         self.record.seen.changed = Some(at);
         self.record.seen.restart_for.clear();
@@ -472,13 +407,12 @@ impl<'a> Machine<'a> {
     }
 
     fn type_in(&mut self, bytes: &[u8]) -> Result<usize> {
-        self.running()?.type_in(bytes)
+        self.guest()?.type_in(bytes)
     }
 
     fn nics(&self) -> BTreeMap<Uuid, [u64; 5]> {
         let read = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
-        let counts =
-            self.devices.iter().filter_map(|(id, attached)| Some((*id, attached.pump()?.counters())));
+        let counts = self.guest.iter().flat_map(|guest| guest.nics());
         counts
             .map(|(id, c)| {
                 let five = [&c.tx_packets, &c.tx_bytes, &c.rx_packets, &c.rx_bytes, &c.refused];
@@ -487,17 +421,26 @@ impl<'a> Machine<'a> {
             .collect()
     }
 
-    fn running(&mut self) -> Result<&mut Running> {
-        self.running.as_mut().ok_or_else(|| Error::conflict("the VM does not run"))
+    fn guest(&mut self) -> Result<&mut dyn Guest> {
+        match &mut self.guest {
+            Some(guest) => Ok(guest.as_mut()),
+            None => Err(Error::conflict("the VM does not run")),
+        }
     }
 
-    fn command(&mut self, name: &str, arguments: &serde_json::Value) -> Result<serde_json::Value> {
-        self.running()?.qmp()?.execute(name, arguments, PATIENCE)
+    /// How a device is: a disk whose driver broke the protocol has failed.
+    fn state_of(&self, id: Uuid, attached: &Attached) -> DeviceState {
+        match self.guest.as_ref().and_then(|guest| guest.fault(id)) {
+            Some(fault) => DeviceState::Failed(
+                Error::conflict("the guest's driver broke the device's protocol").detail(fault),
+            ),
+            None => attached.state.clone(),
+        }
     }
 
     fn write_usage(&mut self, fin: bool) -> Reading {
-        if let Some(running) = &self.running {
-            self.usage.took_cpu(running.cpu_ns());
+        if let Some(guest) = &self.guest {
+            self.usage.took_cpu(guest.cpu_ns());
         }
         self.write_usage_at(files::stamp(), fin)
     }
@@ -513,7 +456,8 @@ impl<'a> Machine<'a> {
 
     /// Writes the record if it differs from what was written last.
     fn save(&mut self) -> Result<()> {
-        self.record.seen.devices = self.devices.iter().map(|(id, here)| (*id, here.state())).collect();
+        self.record.seen.devices =
+            self.devices.iter().map(|(id, here)| (*id, self.state_of(*id, here))).collect();
         if self.stored.as_ref() == Some(&self.record) {
             return Ok(());
         }
@@ -529,16 +473,5 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// QEMU wants numbers as numbers in its monitor.
-fn property(name: &str, value: String) -> serde_json::Value {
-    match (name, value.parse::<u64>()) {
-        ("num-queues" | "bootindex", Ok(number)) => number.into(),
-        ("disable-legacy", _) => "on".into(),
-        _ => value.into(),
-    }
-}
-
-/// The longest that QEMU may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the counters are written.
 const TICK: Duration = Duration::from_secs(1);

@@ -1,14 +1,21 @@
-//! The role `runner`: one process per boot of a VM. It opens the VM's disks and ports, serves them to a QEMU that it
-//! supervises, keeps the console and the counters, and says in a file what it sees.
+//! The role `runner`: one process per boot of a VM. It opens the VM's disks and ports and runs the guest, on a machine of our
+//! own or in a QEMU that it supervises and serves them to; it keeps the console and the counters, and says in a file what it
+//! sees.
 //!
 //! Nobody has to ask a runner how its VM is: everything that `observe` needs is in the VM's folder, so looking never hangs
 //! and works as well when the runner is dead. Control asks it only to change something.
 
 pub mod console;
 pub mod devices;
-mod launch;
+mod guest;
+#[cfg(feature = "kvm")]
+mod kvm;
 mod machine;
+pub mod nic;
+#[cfg(feature = "qemu")]
 pub mod pump;
+#[cfg(feature = "qemu")]
+mod qemu;
 pub mod record;
 pub mod usage;
 
@@ -16,18 +23,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
 
+use iaas_core::Boot;
 use iaas_core::Result;
 use iaas_core::process::Role;
 use iaas_core::process::RoleStart;
 use iaas_core::process::Roles;
+use iaas_core::spi::hypervisor::Run;
 use iaas_core::spi::hypervisor::VmSpec;
 use serde::Deserialize;
 use serde::Serialize;
 
-use self::machine::Input;
+use self::guest::Input;
 use self::machine::Machine;
 use crate::files;
-use crate::qemu::command::Accel;
 
 /// The name of the role.
 pub const ROLE: &str = "runner";
@@ -48,18 +56,41 @@ pub struct RunnerArgs {
     pub folder: PathBuf,
     /// What to run; its `run` names the boot.
     pub spec: VmSpec,
-    /// The QEMU binary.
-    pub qemu: PathBuf,
-    /// What runs the guest's instructions.
-    pub accel: Accel,
+    /// What runs it.
+    pub on: RunsOn,
+}
+
+/// What runs a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunsOn {
+    /// A machine of our own on KVM, in the runner itself.
+    #[cfg(feature = "kvm")]
+    Kvm,
+    /// A QEMU under the runner.
+    #[cfg(feature = "qemu")]
+    Qemu {
+        /// Its binary.
+        binary: PathBuf,
+        /// What runs the guest's instructions.
+        accel: crate::qemu::command::Accel,
+    },
+}
+
+/// The boot that a spec wants, if it wants one.
+pub fn wanted(run: Run) -> Option<Boot> {
+    match run {
+        Run::Off { .. } => None,
+        Run::Paused(boot) | Run::On(boot) => Some(boot),
+    }
 }
 
 /// The verb that brings a running VM to a new spec; its body is the spec, its descriptors those of new devices.
 pub const APPLY: &str = "apply";
 /// The verb that types bytes into the console and answers how many were taken.
 pub const CONSOLE_WRITE: &str = "console-write";
-/// The verb that answers the ids of the devices that the runner holds; while the VM is starting, once it has started.
-pub const DEVICES: &str = "devices";
+/// The verb that answers which devices of a spec, its body, must come with descriptors when it is applied; while the VM is
+/// starting, once it has started.
+pub const NEEDS: &str = "needs";
 /// The verb that answers each NIC's counters: packets and bytes sent, packets and bytes received, frames refused.
 pub const NICS: &str = "nics";
 /// The verb that takes a reading of the VM's counters now, and answers it.

@@ -10,7 +10,6 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
@@ -26,22 +25,8 @@ use nix::poll::PollTimeout;
 use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
+use super::nic::NicCounters;
 use crate::virtio::net::checksum;
-
-/// Frames and bytes of a NIC as its guest counts them: from the Ethernet header to the end of the payload.
-#[derive(Debug, Default)]
-pub struct NicCounters {
-    /// Frames that the guest sent.
-    pub tx_packets: AtomicU64,
-    /// Their bytes.
-    pub tx_bytes: AtomicU64,
-    /// Frames that the guest was given.
-    pub rx_packets: AtomicU64,
-    /// Their bytes.
-    pub rx_bytes: AtomicU64,
-    /// Frames from the ring that no Ethernet NIC can take: segments that were never agreed on, or broken headers.
-    pub refused: AtomicU64,
-}
 
 /// A thread that moves the frames of one NIC until it is dropped.
 #[derive(Debug)]
@@ -155,7 +140,7 @@ impl Moving {
             Ok(taken) => {
                 let taken = taken.min(self.outward.len());
                 for sent in self.outward.drain(..taken) {
-                    count(&self.counters.tx_packets, &self.counters.tx_bytes, sent.len() - VNET_HEADER);
+                    self.counters.sent(sent.len() - VNET_HEADER);
                 }
                 moved = true;
             }
@@ -184,7 +169,7 @@ impl Moving {
                 // ENOBUFS and the like: the frame waits. A closed socket: it has nowhere to go any more.
                 Err(_) => break,
             }
-            count(&self.counters.rx_packets, &self.counters.rx_bytes, frame.len());
+            self.counters.received(frame.len());
             self.inward.pop();
             moved = true;
         }
@@ -250,11 +235,6 @@ fn plain(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
         bytes.get_mut(place..place + 2)?.copy_from_slice(&sum.to_be_bytes());
     }
     (bytes.len() >= ETHERNET_HEADER).then_some(bytes)
-}
-
-fn count(packets: &AtomicU64, bytes: &AtomicU64, len: usize) {
-    packets.fetch_add(1, Ordering::Relaxed);
-    bytes.fetch_add(u64::try_from(len).unwrap_or(0), Ordering::Relaxed);
 }
 
 fn would_block(e: &io::Error) -> bool {

@@ -170,8 +170,8 @@ impl VmBuilder {
         if self.boot.is_none() {
             wrong.push("nothing to boot (give it a kernel)".to_owned());
         }
-        if self.devices.len() > pci::SLOTS - 1 {
-            wrong.push(format!("{} devices (at most {})", self.devices.len(), pci::SLOTS - 1));
+        if self.devices.len() > DEVICES_MAX {
+            wrong.push(format!("{} devices (at most {DEVICES_MAX})", self.devices.len()));
         }
         if self.console == 0 {
             wrong.push("a console that keeps nothing".to_owned());
@@ -260,6 +260,8 @@ fn no_thread(error: &std::io::Error) -> Error {
 
 /// The most processors of a machine.
 pub const VCPUS_MAX: u8 = 64;
+/// The most devices of a machine, its source of randomness counted.
+pub const DEVICES_MAX: usize = pci::SLOTS - 1;
 const MEMORY_MIN: u64 = 2 << 20;
 const MEMORY_MAX: u64 = 1 << 40;
 /// Windows lie this far apart, so that no two share a page table's large page.

@@ -39,6 +39,7 @@ use iaas_core::Error;
 use iaas_core::Result;
 use iaas_core::spi::hypervisor::End;
 
+pub use self::builder::DEVICES_MAX;
 pub use self::builder::VCPUS_MAX;
 pub use self::builder::VmBuilder;
 use self::bus::Bus;
@@ -140,9 +141,14 @@ impl Vm {
         }
     }
 
+    /// Ends the machine at once, and does not wait until it has ended, as volumes may make that take a while.
+    pub fn pull_plug(&self) {
+        self.control.end(End::Forced);
+    }
+
     /// Ends the machine at once; answers how it ended, which may have been in another way before.
     pub fn kill(&self) -> End {
-        self.control.end(End::Forced);
+        self.pull_plug();
         self.control.until_gone(None).unwrap_or(End::Forced)
     }
 

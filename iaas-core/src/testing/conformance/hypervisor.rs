@@ -39,6 +39,7 @@ use crate::spi::hypervisor::Run;
 use crate::spi::hypervisor::Vm;
 use crate::spi::hypervisor::VmImage;
 use crate::spi::hypervisor::VmSpec;
+use crate::spi::hypervisor::cap;
 
 /// A hypervisor under test. [`ConvergeRig::spec`] gives VMs that are to run, as boot 1.
 #[async_trait]
@@ -212,16 +213,42 @@ async fn death_observed(rig: Rigged<'_>) -> Verdict {
 
 async fn devices_by_attachment(rig: Rigged<'_>) -> Verdict {
     let vms = fresh(rig).await?;
+    let hot = should("hello", vms.hello().await)?.caps.contains(cap::HOTPLUG);
     let (id, mut spec) = running(rig, &*vms).await?;
     let Some(device) = rig.device().await else { return Ok(()) };
     let attachment = uuid::Uuid::now_v7();
     spec.devices.insert(attachment, device);
     put(rig, &*vms, &ours(1), id, Rev(2), &spec).await?;
+    if !hot {
+        reboot_for(rig, &*vms, (id, Rev(3)), &mut spec, attachment).await?;
+    }
     let present = |seen: &Seen<Vm>| seen.is.devices.get(&attachment) == Some(&DeviceState::Present);
     until(rig, &*vms, &ours(1), id, "have its device", present).await?;
     spec.devices.clear();
-    put(rig, &*vms, &ours(1), id, Rev(3), &spec).await?;
+    put(rig, &*vms, &ours(1), id, Rev(4), &spec).await?;
+    if !hot {
+        reboot_for(rig, &*vms, (id, Rev(5)), &mut spec, attachment).await?;
+    }
     until(rig, &*vms, &ours(1), id, "let its device go", |seen| seen.is.devices.is_empty()).await?;
+    Ok(())
+}
+
+/// Boots a VM that cannot take or give a device as it runs, and says so.
+async fn reboot_for(
+    rig: Rigged<'_>,
+    vms: &dyn Hypervisor,
+    (id, rev): (Id<Vm>, Rev),
+    spec: &mut VmSpec,
+    attachment: uuid::Uuid,
+) -> Verdict {
+    let named =
+        |seen: &Seen<Vm>| seen.is.restart_for.iter().any(|part| part.contains(&attachment.to_string()));
+    until(rig, vms, &ours(1), id, "name the device that waits for a restart", named).await?;
+    let (Run::On(boot) | Run::Paused(boot)) = spec.run else { return Ok(()) };
+    spec.run = Run::On(Boot(boot.0 + 1));
+    let want = Life::On(Boot(boot.0 + 1));
+    put(rig, vms, &ours(1), id, rev, spec).await?;
+    until(rig, vms, &ours(1), id, "run again", |seen| seen.is.life == want).await?;
     Ok(())
 }
 

@@ -32,9 +32,8 @@ use iaas_core::spi::target::Form;
 use iaas_core::spi::target::Mode;
 use iaas_core::spi::target::Target;
 use iaas_vmm::HostArtifacts;
-use iaas_vmm::QemuConfig;
-use iaas_vmm::QemuHypervisor;
-use iaas_vmm::qemu::command::Accel;
+use iaas_vmm::HostHypervisor;
+use iaas_vmm::HypervisorConfig;
 use uuid::Uuid;
 
 use super::disk::PlainFile;
@@ -46,22 +45,21 @@ pub(crate) fn roles() -> Roles {
 
 /// What must be there to run a guest, or why it is not.
 pub(crate) fn guest_files() -> Result<(PathBuf, PathBuf), String> {
-    iaas_vmm::qemu::find().map_err(|e| e.to_string())?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
-    let folder = std::env::var_os("IAAS_GUEST").map_or(workspace, PathBuf::from);
+    let folder = std::env::var_os("IAAS_GUEST_DIR").map_or(workspace, PathBuf::from);
     let (kernel, initrd) = (folder.join("vmlinuz"), folder.join("initrd.cpio.gz"));
     if kernel.is_file() && initrd.is_file() {
         return Ok((kernel, initrd));
     }
     Err(format!(
-        "no guest in {}; run `cargo xtask setup`, or name its folder in IAAS_GUEST",
+        "no guest in {}; run `cargo xtask setup`, or name its folder in IAAS_GUEST_DIR",
         folder.display()
     ))
 }
 
 pub(crate) struct Rig {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) hypervisor: QemuHypervisor,
+    pub(crate) hypervisor: HostHypervisor<super::Vmm>,
     pub(crate) cx: Ctx,
     pub(crate) kernel: Digest,
     pub(crate) initrd: Digest,
@@ -227,12 +225,6 @@ pub(crate) fn fds(pid: u32) -> BTreeMap<u32, PathBuf> {
     entries.filter_map(lead).collect()
 }
 
-/// The children of a process.
-pub(crate) fn children(pid: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
 pub(crate) fn disk(id: u128, path: &Path) -> (Uuid, Device) {
     let token = Bytes::from(path.to_string_lossy().into_owned());
     let form = Form::Opener { scheme: SCHEME.into(), version: 1, token };
@@ -257,24 +249,23 @@ fn context(epoch: u64) -> Ctx {
     Ctx { call, cancel: Cancel::new() }
 }
 
-pub(crate) fn open(dir: &Path) -> QemuHypervisor {
+pub(crate) fn open(dir: &Path) -> HostHypervisor<super::Vmm> {
     try_open(dir).expect("open")
 }
 
-pub(crate) fn try_open(dir: &Path) -> iaas_core::Result<QemuHypervisor> {
-    open_with(dir, None)
+pub(crate) fn try_open(dir: &Path) -> iaas_core::Result<HostHypervisor<super::Vmm>> {
+    open_with(dir, super::vmm())
 }
 
-pub(crate) fn open_with(dir: &Path, qemu: Option<PathBuf>) -> iaas_core::Result<QemuHypervisor> {
-    QemuHypervisor::open(QemuConfig {
+pub(crate) fn open_with(dir: &Path, vmm: super::Vmm) -> iaas_core::Result<HostHypervisor<super::Vmm>> {
+    HostHypervisor::open(HypervisorConfig {
         state: dir.join("state"),
         runtime: dir.join("run"),
         cloud: CLOUD,
         host: HOST,
         roles: roles(),
         role_binary: None,
-        qemu,
-        accel: Some(Accel::Tcg),
+        vmm,
     })
 }
 

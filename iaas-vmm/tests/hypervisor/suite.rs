@@ -25,7 +25,7 @@ use iaas_core::testing::conformance::rig::ConvergeRig;
 use iaas_core::testing::conformance::rig::Rig;
 use iaas_core::testing::conformance::rig::Wrapped;
 use iaas_core::testing::conformance::wire::Wire;
-use iaas_vmm::QemuHypervisor;
+use iaas_vmm::HostHypervisor;
 use uuid::Uuid;
 
 use super::rig;
@@ -40,7 +40,7 @@ pub(crate) async fn run_over_a_wire() -> Report {
 
 struct Hosts {
     donor: rig::Rig,
-    newest: Mutex<Option<(tempfile::TempDir, QemuHypervisor)>>,
+    newest: Mutex<Option<(tempfile::TempDir, HostHypervisor<super::Vmm>)>>,
 }
 
 impl Hosts {
@@ -53,7 +53,7 @@ impl Hosts {
         self.newest.lock().unwrap().as_ref().unwrap().0.path().to_owned()
     }
 
-    fn provider(&self) -> QemuHypervisor {
+    fn provider(&self) -> HostHypervisor<super::Vmm> {
         self.newest.lock().unwrap().as_ref().unwrap().1.clone()
     }
 }
@@ -154,8 +154,8 @@ impl HypervisorRig for Hosts {
 
     async fn kill(&self, vm: Id<Vm>) -> bool {
         let runner = self.provider().runner(vm).await.unwrap().unwrap();
-        let [qemu] = rig::children(runner.pid())[..] else { return false };
-        super::kill(qemu);
+        let Some(vmm) = super::vmm_of(runner.pid()) else { return false };
+        super::both::kill(vmm);
         true
     }
 
