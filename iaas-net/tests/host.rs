@@ -151,8 +151,9 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// Ends the switch also when a test fails.
+    /// Ends the switch also when a test fails. A provider that is still open starts none again: nothing is plugged in.
     fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.settings.state.join("net/plugs"));
         let (settings, id) = (self.settings.clone(), self.settings.host.uuid());
         let end = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

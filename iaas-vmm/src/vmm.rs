@@ -2,8 +2,10 @@
 
 use std::fmt::Debug;
 
+#[cfg(feature = "kvm")]
 use iaas_core::Error;
 use iaas_core::Result;
+#[cfg(feature = "kvm")]
 use iaas_core::spi::hypervisor::Origin;
 use iaas_core::spi::hypervisor::VmSpec;
 use iaas_core::spi::hypervisor::cap;

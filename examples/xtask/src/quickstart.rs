@@ -191,9 +191,10 @@ impl Subject {
         }
     }
 
-    /// The program's own processes: control, switch and runners, but no emulator.
+    /// The program's own processes: control, switch and runners, but no emulator, and none of another run of the program.
     fn processes(&self) -> Vec<Process> {
-        processes(&self.watch()).into_iter().filter(|p| p.exe == self.program).collect()
+        let ours = |p: &Process| p.exe == self.program && p.works_in(&self.state);
+        processes(&self.watch()).into_iter().filter(ours).collect()
     }
 
     /// Fails when something is there that was not there before, but for what a cloud without tenants has.

@@ -20,6 +20,7 @@ use super::record::VmFolder;
 
 /// What the loop hears.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "qemu"), expect(dead_code, reason = "only a QEMU tells such things by itself"))]
 pub(super) enum Input {
     /// The guest's vCPUs run, or stand.
     Runs(bool),
@@ -86,6 +87,7 @@ pub(super) trait HotPlug {
 
 /// What a guest starts with.
 pub(super) struct Start<'a> {
+    #[cfg_attr(not(feature = "qemu"), expect(dead_code, reason = "only a QEMU has a name"))]
     pub(super) id: Uuid,
     pub(super) spec: &'a VmSpec,
     pub(super) kernel: Option<OwnedFd>,

@@ -41,6 +41,9 @@ pub(crate) fn main(tests: &[Test]) {
     if words.iter().any(|word| word == "--list") {
         return tests.iter().for_each(|(name, _)| println!("{name}: test"));
     }
+    // Long suites tell how far they are, to whoever asks by RUST_LOG.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter).try_init();
     let filters: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     for (name, test) in tests {

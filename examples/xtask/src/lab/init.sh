@@ -16,6 +16,7 @@ done < /etc/modules
 # A disk of its own: files in memory know no O_DIRECT.
 mount -t ext4 /dev/vda /state || echo "DISK-FAILED"
 export HOME=/state TMPDIR=/state/tmp IAAS_GUEST_DIR=/lab/guest IAAS_RUNTIME_DIR=/run/iaas RUST_BACKTRACE=1
+export RUST_LOG=iaas_core::testing=info
 # In here a missing KVM is a failure, no reason to skip.
 LAB_NONCE=$(cat /lab/nonce)
 export LAB_NONCE

@@ -130,7 +130,8 @@ fn watch(machine: Cmd, path: &Path) -> Result<Console> {
 }
 
 /// Package, kind and name of what runs in the lab.
-const PROGRAMS: [(&str, &str, &str); 2] = [("iaas-vmm", "--test", "linux"), ("iaas-vmm", "--test", "vm")];
+const PROGRAMS: [(&str, &str, &str); 3] =
+    [("iaas-vmm", "--test", "linux"), ("iaas-vmm", "--test", "vm"), ("iaas-vmm", "--test", "kvm")];
 /// The test that must fail without KVM.
 const CONTROL: &str = "kvm_runs_an_unmodified_kernel_with_a_command_line_of_ours";
 /// Of the outer machine. A guest of more than 3 GiB fits because it touches little of it.

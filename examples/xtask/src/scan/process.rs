@@ -48,6 +48,12 @@ impl Process {
         Self { pid: 1, start: 1, exe: PathBuf::new(), args: args.to_vec(), fds: Vec::new() }
     }
 
+    /// Whether it works in `folder`: it was started for it, or holds something in it open.
+    pub(crate) fn works_in(&self, folder: &Path) -> bool {
+        let folder = folder.to_string_lossy();
+        self.args.iter().chain(&self.fds).any(|word| mentions(word, &folder))
+    }
+
     /// Whether it still runs: not ended, not a zombie, and not another one with its number.
     pub(crate) fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|(start, zombie)| start == self.start && !zombie)

@@ -162,11 +162,13 @@ impl Report {
 pub async fn run<R: ?Sized>(suite: &'static str, checks: &[Check<R>], rig: &R) -> Report {
     let mut results = Vec::with_capacity(checks.len());
     for check in checks {
+        let began = std::time::Instant::now();
         let running = unpanicked((check.run)(rig));
         let verdict = match tokio::time::timeout(LONGEST, running).await {
             Ok(verdict) => verdict,
             Err(_) => Err(format!("did not end within {} s", LONGEST.as_secs())),
         };
+        tracing::info!(suite, clause = check.clause, kept = verdict.is_ok(), took = ?began.elapsed(), "checked");
         results.push((check.clause, verdict));
     }
     Report { suite, results }
