@@ -128,6 +128,22 @@ fn a_guest_that_never_exits_is_paused_and_killed() {
     assert_eq!(vm.kill(), End::Forced);
 }
 
+/// Also not the time that its threads need to lie down.
+#[test]
+fn a_paused_guest_uses_no_processor_time() {
+    need_kvm!("a_paused_guest_uses_no_processor_time");
+    let (vm, clock) = (machine(&SPIN).with_vcpus(2).build().unwrap(), machine(&SPIN).build().unwrap());
+    clock.start().unwrap();
+    for _ in 0..50 {
+        vm.start().unwrap();
+        spins(&vm);
+        vm.pause().unwrap();
+        let used = vm.usage();
+        spins(&clock);
+        assert_eq!(vm.usage(), used);
+    }
+}
+
 #[test]
 fn a_guest_does_not_run_before_it_is_started() {
     need_kvm!("a_guest_does_not_run_before_it_is_started");

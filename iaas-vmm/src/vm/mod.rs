@@ -169,7 +169,7 @@ impl Vm {
         self.bus.type_in(bytes)
     }
 
-    /// What the machine has used so far. It never goes back, and stays after the end.
+    /// What the machine has used so far. It never goes back, stands still during a pause, and stays after the end.
     pub fn usage(&self) -> Usage {
         Usage { vcpus: self.meters.iter().map(|meter| meter.read()).collect() }
     }

@@ -22,7 +22,7 @@ use crate::kvm::Vcpu;
 pub(super) fn run(mut vcpu: Vcpu, kick: &Kick, bus: &Bus, meter: &Meter, presence: Presence) {
     meter.start();
     let control = presence.control();
-    if let Some(end) = turns(&mut vcpu, kick, bus, control) {
+    if let Some(end) = turns(&mut vcpu, kick, bus, meter, control) {
         control.end(end);
     }
     meter.stop();
@@ -32,7 +32,7 @@ pub(super) fn run(mut vcpu: Vcpu, kick: &Kick, bus: &Bus, meter: &Meter, presenc
 }
 
 /// Enters the guest again and again; gives the reason if it is this processor that ends the machine.
-fn turns(vcpu: &mut Vcpu, kick: &Kick, bus: &Bus, control: &Control) -> Option<End> {
+fn turns(vcpu: &mut Vcpu, kick: &Kick, bus: &Bus, meter: &Meter, control: &Control) -> Option<End> {
     loop {
         // In this order: a kick after the first line is seen by the second or by the entry.
         kick.set(false);
@@ -55,7 +55,7 @@ fn turns(vcpu: &mut Vcpu, kick: &Kick, bus: &Bus, control: &Control) -> Option<E
                 bus.memory_in(at, bytes);
                 None
             }
-            Exit::Interrupted if leaving && !control.park() => return None,
+            Exit::Interrupted if leaving && !meter.rest_while(|| control.park()) => return None,
             Exit::Interrupted => None,
             Exit::TripleFault => Some(Wish::Reset),
             Exit::Broken(why) => {
@@ -74,7 +74,7 @@ fn turns(vcpu: &mut Vcpu, kick: &Kick, bus: &Bus, control: &Control) -> Option<E
     }
 }
 
-/// The processor time of one thread, from its start on, and beyond its end.
+/// The processor time of one thread, from its start on, and beyond its end. It stands still while the thread rests.
 #[derive(Debug, Default)]
 pub(super) struct Meter(Mutex<Reading>);
 
@@ -82,6 +82,7 @@ pub(super) struct Meter(Mutex<Reading>);
 struct Reading {
     clock: Option<ThreadClock>,
     last: Duration,
+    rests: bool,
 }
 
 impl Meter {
@@ -94,9 +95,18 @@ impl Meter {
         self.lock().clock = None;
     }
 
+    /// Does what stops the thread for a while. What the thread needs to lie down is told after it got up.
+    fn rest_while<T>(&self, stand_still: impl FnOnce() -> T) -> T {
+        self.read();
+        self.lock().rests = true;
+        let result = stand_still();
+        self.lock().rests = false;
+        result
+    }
+
     pub(super) fn read(&self) -> Duration {
         let mut reading = self.lock();
-        let now = reading.clock.and_then(ThreadClock::read);
+        let now = reading.clock.filter(|_| !reading.rests).and_then(ThreadClock::read);
         reading.last = reading.last.max(now.unwrap_or_default());
         reading.last
     }
