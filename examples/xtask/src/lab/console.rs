@@ -2,17 +2,24 @@
 
 use crate::failure::{Failure, Result};
 
+use super::runs::Run;
+
 /// What was read so far.
 #[derive(Debug, Default)]
 pub(crate) struct Console {
+    /// What must have run.
+    runs: Vec<Run>,
+    /// Which of the wanted texts was in a line of which run.
+    said: Vec<(String, &'static str)>,
     /// Bytes of the text that were taken.
     taken: usize,
     /// The program whose lines these are.
     inside: String,
     /// The test that runs.
     test: Option<String>,
-    passed: Vec<String>,
-    failed: Vec<String>,
+    /// Runs and tests of them.
+    passed: Vec<(String, String)>,
+    failed: Vec<(String, String)>,
     begun: usize,
     ended: Vec<(String, i32)>,
     control: Vec<String>,
@@ -21,6 +28,11 @@ pub(crate) struct Console {
 }
 
 impl Console {
+    /// Of a lab in which all of `runs` run.
+    pub(crate) fn of(runs: impl IntoIterator<Item = Run>) -> Self {
+        Self { runs: runs.into_iter().collect(), ..Self::default() }
+    }
+
     /// Takes what is new in `text`, the whole console so far, and returns what a person wants to see.
     pub(crate) fn feed(&mut self, text: &str) -> Vec<String> {
         let mut told = Vec::new();
@@ -49,9 +61,19 @@ impl Console {
             }
             Some("LAB-DONE") => self.done = true,
             _ if self.inside == "control" => self.control.push(line.to_owned()),
-            _ => return self.verdict(line),
+            _ => {
+                self.hear(line);
+                return self.verdict(line);
+            }
         }
         None
+    }
+
+    /// Keeps which of the texts that the current run must say are in `line`.
+    fn hear(&mut self, line: &str) {
+        let wanted = self.runs.iter().find(|run| run.name == self.inside).map_or(&[][..], |run| run.says);
+        let heard = wanted.iter().filter(|text| line.contains(**text));
+        self.said.extend(heard.map(|text| (self.inside.clone(), *text)));
     }
 
     /// `test NAME ... ok`. What the test itself prints may stand between the name and the verdict, on lines of its own too.
@@ -72,8 +94,12 @@ impl Console {
         };
         let name = self.test.take()?;
         let told = format!("test {name} ... {rest}");
-        ended.push(name);
+        ended.push((self.inside.clone(), name));
         Some(told)
+    }
+
+    fn has_said(&self, run: &Run, text: &str) -> bool {
+        self.said.iter().any(|(name, said)| name == run.name && *said == text)
     }
 
     /// Whether everything that ran passed, something ran, and the control experiment failed for want of KVM. `whole`: no test was
@@ -84,16 +110,25 @@ impl Console {
             return bad("the lab went silent before its end".to_owned());
         }
         if !self.failed.is_empty() {
-            return bad(format!(
-                "{} of the lab's tests failed: {}",
-                self.failed.len(),
-                self.failed.join(", ")
-            ));
+            let names: Vec<&str> = self.failed.iter().map(|(_, test)| test.as_str()).collect();
+            return bad(format!("{} of the lab's tests failed: {}", names.len(), names.join(", ")));
         }
         if let Some((name, code)) = self.ended.iter().find(|(name, code)| name != "control" && *code != 0) {
             return bad(format!("`{name}` ended with {code}"));
         }
-        if self.passed.is_empty() {
+        for run in &self.runs {
+            if !self.ended.iter().any(|(name, _)| name == run.name) {
+                return bad(format!("`{}` did not run", run.name));
+            }
+            if let Some(text) = run.says.iter().find(|text| !self.has_said(run, text)) {
+                return bad(format!("`{}` ended well, but did not say `{text}`", run.name));
+            }
+            if whole && run.says.is_empty() && !self.passed.iter().any(|(name, _)| name == run.name) {
+                return bad(format!("no test of `{}` ran", run.name));
+            }
+        }
+        let programs = self.runs.iter().filter(|run| !run.says.is_empty()).count();
+        if self.passed.len() + programs == 0 {
             return bad("no test ran in the lab".to_owned());
         }
         let control = self.ended.iter().find(|(name, _)| name == "control");
@@ -108,7 +143,8 @@ impl Console {
                 }
             }
         }
-        crate::report::line(&format!("LAB passed={} control=failed-as-it-must OK", self.passed.len()));
+        let passed = self.passed.len();
+        crate::report::line(&format!("LAB passed={passed} programs={programs} control=failed-as-it-must OK"));
         Ok(())
     }
 }
@@ -118,10 +154,14 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "LAB-UP 4.2\nLAB-BEGIN lab\ntest a ... EVIDENCE x\nok\ntest b ... ok\nEVIDENCE nonce=abc\n\
-        EVIDENCE Hypervisor detected: KVM\nLAB-END lab 0\nLAB-BEGIN control\nno /dev/kvm here\nLAB-END control 101\nLAB-DONE 9\n";
+        EVIDENCE Hypervisor detected: KVM\nLAB-END lab 0\n\
+        LAB-BEGIN hello\nhello, world\nLAB-END hello 0\nLAB-BEGIN control\nno /dev/kvm here\nLAB-END control 101\nLAB-DONE 9\n";
+
+    const LAB: Run = Run { package: "p", kind: "--test", name: "lab", words: &[], says: &[] };
+    const HELLO: Run = Run { kind: "--bin", name: "hello", says: &["world"], ..LAB };
 
     fn judged(text: &str) -> Result<()> {
-        let mut console = Console::default();
+        let mut console = Console::of([LAB, HELLO]);
         console.feed(text);
         console.judge("abc", true)
     }
@@ -136,6 +176,8 @@ mod tests {
             "LAB-DONE 9\n",
             "no /dev/kvm here\n",
             "LAB-END control 101\n",
+            "world",
+            "LAB-BEGIN hello\nhello, world\nLAB-END hello 0\n",
         ] {
             assert!(GOOD.contains(missing));
             judged(&GOOD.replace(missing, "")).unwrap_err();
@@ -143,6 +185,9 @@ mod tests {
         judged(&GOOD.replace("test ", "tested ")).unwrap_err();
         judged(&GOOD.replace("control 101", "control 0")).unwrap_err();
         judged(&GOOD.replace("LAB-END lab 0", "LAB-END lab 101")).unwrap_err();
+        judged(&GOOD.replace("LAB-END hello 0", "LAB-END hello 1")).unwrap_err();
+        // What another run says does not count.
+        judged(&GOOD.replace("world", "").replace("LAB-BEGIN lab\n", "LAB-BEGIN lab\nworld\n")).unwrap_err();
         judged(&GOOD.replace("test b ... ok", "test b ... FAILED")).unwrap_err();
     }
 

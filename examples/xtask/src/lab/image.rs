@@ -10,6 +10,8 @@ use crate::failure::{Context, Failure, Result};
 use crate::setup::{self, Archive, Guest, add_modules, add_program};
 use crate::workspace::which;
 
+use super::runs::Run;
+
 /// What the first process reads.
 #[derive(Debug)]
 pub(super) struct Words<'a> {
@@ -26,7 +28,7 @@ pub(super) fn pack(
     target: &Path,
     setup: &setup::Options,
     guest: &Guest,
-    programs: &[(String, PathBuf)],
+    programs: &[(Run, PathBuf)],
     words: &Words<'_>,
 ) -> Result<()> {
     let packages = setup::guest_packages(setup)?;
@@ -45,12 +47,13 @@ pub(super) fn pack(
     }
     add_modules(&mut archive, &packages.kernel, "etc/modules", &MODULES)?;
     let mut have = BTreeSet::from(["lib".to_owned()]);
-    for (name, program) in programs {
+    for (run, program) in programs {
         // Without what only a debugger reads: it would be most of the image.
-        let small = target.with_file_name(format!("{name}.stripped"));
+        let small = target.with_file_name(format!("{}.stripped", run.name));
         Cmd::new("strip").arg("-o").arg(&small).arg(program).limit(MINUTES_2).output()?;
-        add_program(&mut archive, &small, &format!("lab/tests/{name}"), &mut have)?;
+        add_program(&mut archive, &small, &format!("lab/programs/{}", run.name), &mut have)?;
         fs::remove_file(&small).at(&small)?;
+        archive.file(&format!("lab/runs/{}", run.name), 0o755, run.script().as_bytes());
     }
     for tool in ["mke2fs", "e2fsck"] {
         let program = which(tool).ok_or_else(|| {
@@ -85,7 +88,7 @@ const MODULES: [&str; 10] = [
     "virtio_blk",
 ];
 
-const DIRS: [&str; 13] = [
+const DIRS: [&str; 14] = [
     "bin",
     "dev",
     "etc",
@@ -98,7 +101,8 @@ const DIRS: [&str; 13] = [
     "state",
     "lab",
     "lab/guest",
-    "lab/tests",
+    "lab/programs",
+    "lab/runs",
 ];
 
 const APPLETS: [&str; 28] = [

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The first process of the lab: a machine whose KVM is real. It runs the tests in /lab and says on the console how each
+# The first process of the lab: a machine whose KVM is real. It runs what is in /lab/runs and says on the console how each
 # ended; no agent runs in it. /lab/filter and /lab/nonce are the command's.
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -23,17 +23,17 @@ export LAB_NONCE
 mkdir -p "$TMPDIR"
 cd /state || exit
 echo "LAB-UP $(cut -d' ' -f1 /proc/uptime) $(dmesg | grep -o 'kvm: Nested Virtualization.*' | head -n 1)"
-for program in /lab/tests/*; do
-    name=${program##*/}
+for run in /lab/runs/*; do
+    name=${run##*/}
     echo "LAB-BEGIN $name"
     # shellcheck disable=SC2046
-    "$program" --test-threads=1 --nocapture $(cat /lab/filter)
+    sh "$run" $(cat /lab/filter) < /dev/null
     echo "LAB-END $name $?"
 done
 # The control experiment: without KVM the same tests must fail, and say so.
 rmmod kvm_amd
 echo "LAB-BEGIN control"
-/lab/tests/linux --test-threads=1 --nocapture --exact "$(cat /lab/control)"
+/lab/programs/linux --test-threads=1 --nocapture --exact "$(cat /lab/control)"
 echo "LAB-END control $?"
 echo "LAB-DONE $(cut -d' ' -f1 /proc/uptime)"
 sync

@@ -1,12 +1,13 @@
 //! `cargo xtask lab`: the tests that need a hardware-grade KVM, on any machine.
 //!
 //! QEMU's TCG emulates an AMD processor with nested paging in pure software; a Debian kernel in it loads `kvm_amd` and has a real
-//! KVM. The test programs are built here, packed into an initramfs with the libraries that they need, and run in there. What they
+//! KVM. Test programs and examples are built here, packed into an initramfs with the libraries that they need, and run in there. What they
 //! print is read from the serial console. Silence is a failure, and so is a run in which nothing failed without KVM: at its end
 //! the module is taken away and one of the tests must fail and name what is missing.
 
 mod console;
 mod image;
+mod runs;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::setup;
 use crate::workspace::{cargo, root, which};
 
 use console::Console;
+use runs::Run;
 
 /// What the command line asks for.
 #[derive(Debug, Default)]
@@ -38,40 +40,37 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let guest = setup::all(&options.setup)?;
     let qemu = which("qemu-system-x86_64")
         .ok_or_else(|| Failure::new("the lab needs QEMU").remedy("run `cargo xtask setup` as root"))?;
-    let programs = programs()?;
+    let filter = options.filter.as_deref().unwrap_or("");
+    let runs = runs::chosen(filter);
+    let programs = runs.into_iter().map(|run| Ok((run, build(&run)?))).collect::<Result<Vec<_>>>()?;
     let dir = root().join("target/lab");
     fs::create_dir_all(&dir).at(&dir)?;
     let nonce = std::env::var("LAB_NONCE").unwrap_or_else(|_| Random::new(std::process::id().into()).word());
-    let words =
-        image::Words { nonce: &nonce, filter: options.filter.as_deref().unwrap_or(""), control: CONTROL };
+    let words = image::Words { nonce: &nonce, filter, control: CONTROL };
     let initrd = dir.join("lab.cpio.gz");
     step("lab: pack the image", || image::pack(&initrd, &options.setup, &guest, &programs, &words))?;
     let disk = dir.join("disk.img");
     step("lab: make a disk", || make_disk(&disk))?;
     let path = options.keep_console.clone().unwrap_or_else(|| dir.join("console.log"));
     let machine = machine(&qemu, &guest.kernel, &initrd, &disk);
-    let outcome = watch(machine, &path);
+    let outcome = watch(machine, &path, Console::of(programs.iter().map(|(run, _)| *run)));
     fs::remove_file(&disk).at(&disk)?;
     line(&format!("lab: the console is in {}", path.display()));
     outcome?.judge(&nonce, options.filter.is_none())
 }
 
-/// The test programs of the lab, by the name that they get in it.
-fn programs() -> Result<Vec<(String, PathBuf)>> {
-    let mut found = Vec::new();
-    for (package, kind, name) in PROGRAMS {
-        let verb: &[&str] = if kind == "--test" { &["test", "--no-run"] } else { &["build"] };
-        let build = Cmd::new(cargo())
-            .args(verb)
-            .args(["--package", package, kind, name, "--all-features", "--message-format", "json"])
-            .dir(&root())
-            .limit(BUILD_LIMIT);
-        let messages = step(&format!("lab: build {name}"), || build.output())?;
-        let program =
-            executable(&messages, name).ok_or_else(|| Failure::new(format!("cargo built no {name}")))?;
-        found.push((name.to_owned(), program.into()));
-    }
-    Ok(found)
+/// Builds the program of a run.
+fn build(run: &Run) -> Result<PathBuf> {
+    let verb: &[&str] = if run.kind == "--test" { &["test", "--no-run"] } else { &["build"] };
+    let build = Cmd::new(cargo())
+        .args(verb)
+        .args(["--package", run.package, run.kind, run.name, "--all-features", "--message-format", "json"])
+        .dir(&root())
+        .limit(BUILD_LIMIT);
+    let messages = step(&format!("lab: build {}", run.name), || build.output())?;
+    executable(&messages, run.name)
+        .map(PathBuf::from)
+        .ok_or_else(|| Failure::new(format!("cargo built no {}", run.name)))
 }
 
 /// An empty ext4 in a sparse file.
@@ -84,7 +83,10 @@ fn make_disk(disk: &Path) -> Result<()> {
 }
 
 fn machine(qemu: &Path, kernel: &Path, initrd: &Path, disk: &Path) -> Cmd {
-    Cmd::new(qemu)
+    // It ends with us, however we end.
+    Cmd::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .arg(qemu)
         .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-smp", "2", "-m", MEMORY])
         .args(["-nographic", "-no-reboot", "-nic", "none"])
         .arg("-kernel")
@@ -98,11 +100,10 @@ fn machine(qemu: &Path, kernel: &Path, initrd: &Path, disk: &Path) -> Cmd {
 }
 
 /// Runs the machine and tells what its tests say as they say it.
-fn watch(machine: Cmd, path: &Path) -> Result<Console> {
+fn watch(machine: Cmd, path: &Path, mut console: Console) -> Result<Console> {
     let started = Instant::now();
     let file = File::create(path).at(path)?;
     let mut child = machine.start_into(file)?;
-    let mut console = Console::default();
     let bar = spinner("lab");
     let ended = loop {
         let ended = child.try_wait().context("QEMU")?;
@@ -129,11 +130,8 @@ fn watch(machine: Cmd, path: &Path) -> Result<Console> {
     }
 }
 
-/// Package, kind and name of what runs in the lab.
-const PROGRAMS: [(&str, &str, &str); 3] =
-    [("iaas-vmm", "--test", "linux"), ("iaas-vmm", "--test", "vm"), ("iaas-vmm", "--test", "kvm")];
 /// The test that must fail without KVM.
-const CONTROL: &str = "kvm_runs_an_unmodified_kernel_with_a_command_line_of_ours";
+const CONTROL: &str = "boot::kvm_runs_an_unmodified_kernel_with_a_command_line_of_ours";
 /// Of the outer machine. A guest of more than 3 GiB fits because it touches little of it.
 const MEMORY: &str = "6G";
 const DISK: u64 = 8 << 30;

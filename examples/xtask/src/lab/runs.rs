@@ -1,0 +1,76 @@
+//! What runs in the lab, and what each run must say.
+
+/// One program of the workspace, run once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    /// The package that has the program, `--test` or `--bin`, and its name, which is also the run's.
+    pub(super) package: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) name: &'static str,
+    /// Its arguments, which may not have a `'` in them. Test programs get the harness' own, and the filter.
+    pub(super) words: &'static [&'static str],
+    /// What must be in a line of its output each. An end with 0 alone shows nothing of a program that has no verdicts.
+    pub(super) says: &'static [&'static str],
+}
+
+impl Run {
+    const fn tests(package: &'static str, name: &'static str) -> Self {
+        Self { package, kind: "--test", name, words: &["--test-threads=1", "--nocapture"], says: &[] }
+    }
+
+    const fn program(
+        name: &'static str,
+        words: &'static [&'static str],
+        says: &'static [&'static str],
+    ) -> Self {
+        Self { package: "iaas-examples", kind: "--bin", name, words, says }
+    }
+
+    /// What the lab's shell runs; the filter comes as its arguments.
+    pub(super) fn script(&self) -> String {
+        let words = self.words.iter().map(|word| format!(" '{word}'")).collect::<String>();
+        format!("exec '/lab/programs/{}'{words} \"$@\"\n", self.name)
+    }
+}
+
+/// What runs with `filter`: all tests have their harness to leave some out, other programs go by their own names.
+pub(super) fn chosen(filter: &str) -> Vec<Run> {
+    let runs = RUNS.iter().filter(|run| run.says.is_empty() || run.name.contains(filter));
+    runs.copied().collect()
+}
+
+const RUNS: [Run; 5] = [
+    Run::program(
+        "hello_vm",
+        &[
+            "/lab/guest/vmlinuz",
+            "/lab/guest/initrd-tiny.cpio.gz",
+            "console=ttyS0 panic=-1 guest.run=poweroff",
+        ],
+        &["Hypervisor detected: KVM", "GUEST-READY", "GUEST-OFF", "GuestOff after"],
+    ),
+    Run::tests("iaas-vmm", "kvm"),
+    Run::tests("iaas-vmm", "linux"),
+    Run::program("many_vms", &[], &["100 machines: built in"]),
+    Run::tests("iaas-vmm", "vm"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_keeps_words_together() {
+        let run = Run { words: &["a b", "c"], ..Run::tests("p", "t") };
+        assert_eq!(run.script(), "exec '/lab/programs/t' 'a b' 'c' \"$@\"\n");
+        assert!(RUNS.iter().all(|run| run.words.iter().all(|word| !word.contains('\''))));
+    }
+
+    #[test]
+    fn a_filter_chooses_among_programs_and_leaves_tests_to_choose_themselves() {
+        let names = |filter| chosen(filter).iter().map(|run| run.name).collect::<Vec<_>>();
+        assert_eq!(names("").len(), RUNS.len());
+        assert_eq!(names("hello"), ["hello_vm", "kvm", "linux", "vm"]);
+        assert_eq!(names("paused"), ["kvm", "linux", "vm"]);
+    }
+}
