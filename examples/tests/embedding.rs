@@ -1,7 +1,6 @@
 //! The programs that embed machines, run as programs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![cfg(feature = "kvm")]
 
 use std::path::PathBuf;
 use std::process::Command;
