@@ -60,6 +60,8 @@ mod device;
 #[cfg(any(feature = "kvm", feature = "qemu"))]
 mod feed;
 mod files;
+#[cfg(all(feature = "kvm", any(test, fuzzing)))]
+pub mod fuzz;
 #[cfg(any(feature = "kvm", feature = "qemu"))]
 pub mod hypervisor;
 pub mod inventory;

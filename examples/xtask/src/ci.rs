@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::command::Cmd;
 use crate::crash;
 use crate::failure::Result;
+use crate::fuzz;
 use crate::licences;
 use crate::report::line;
 use crate::setup;
@@ -16,7 +17,7 @@ use crate::workspace::{cargo, root, skips_dir};
 /// Runs every test: unit, property, conformance, sabotage, documents, on emulated machines, and crash.
 pub(crate) fn test() -> Result<()> {
     let mut stages = Stages::default();
-    test_stages(&mut stages);
+    test_stages(&mut stages, false);
     stages.finish()
 }
 
@@ -42,15 +43,18 @@ pub(crate) fn ci() -> Result<()> {
         Err(failure) => stages.stage("licences", || Err(failure)),
     }
     stages.stage("surface", surface::run);
-    test_stages(&mut stages);
+    test_stages(&mut stages, true);
     stages.finish()
 }
 
-fn test_stages(stages: &mut Stages) {
+fn test_stages(stages: &mut Stages, fuzzed: bool) {
     stages.stage("set-up", set_up);
     stages.stage("clear old skips", || skips::clear(&skips_dir()));
     stages.stage("tests", workspace_tests);
     stages.stage("crash", crash_on_host);
+    if fuzzed {
+        stages.stage("fuzz", fuzz::in_ci);
+    }
     stages.stage("skips", || skips::report(&skips_dir(), is_ci()));
 }
 

@@ -8,6 +8,7 @@ mod command;
 mod crash;
 mod failure;
 mod fresh;
+mod fuzz;
 mod lab;
 mod licences;
 mod quickstart;
@@ -53,6 +54,7 @@ fn run(mut parser: Parser) -> Result<()> {
         "fresh-check" => rest(&mut parser).and_then(|commands| fresh::run(&commands)),
         "lab" => lab::run(&lab_options(&mut parser)?),
         "bench" => bench::run(rest(&mut parser)?.first().map(String::as_str)),
+        "fuzz" => fuzz::run(&fuzz_options(&mut parser)?),
         "test" => nothing_more(&mut parser).and_then(|()| ci::test()),
         "ci" => nothing_more(&mut parser).and_then(|()| ci::ci()),
         "surface" => nothing_more(&mut parser).and_then(|()| surface::run()),
@@ -179,6 +181,22 @@ fn crash_options(parser: &mut Parser) -> Result<crash::Options> {
     Ok(options)
 }
 
+fn fuzz_options(parser: &mut Parser) -> Result<fuzz::Options> {
+    let mut options = fuzz::Options::default();
+    while let Some(arg) = parser.next().context("arguments")? {
+        match arg {
+            Arg::Long("seconds") => options.seconds = number(parser, "--seconds")?,
+            Arg::Long("record") => options.record = true,
+            Arg::Long("keep") => options.keep = true,
+            Arg::Value(word) if options.target.is_none() => {
+                options.target = Some(word.to_string_lossy().into_owned());
+            }
+            other => return Err(unexpected(&other)),
+        }
+    }
+    Ok(options)
+}
+
 fn nothing_more(parser: &mut Parser) -> Result<()> {
     match parser.next().context("arguments")? {
         None => Ok(()),
@@ -235,6 +253,11 @@ cargo xtask VERB
                  --keep-console FILE where its console is kept (target/lab/console.log)
                  setup's flags
                  LAB_NONCE in the environment is put on an inner kernel's command line and must come back
+  fuzz [TARGET]
+               hostile guests and images against the devices and loaders; needs a nightly toolchain
+                 --seconds N         for each target (10)
+                 --record            add the time to iaas-vmm/fuzz/HOURS.md
+                 --keep              keep what is new in iaas-vmm/fuzz/corpus/, and make that small
   fresh-check [COMMAND ...]
                clone HEAD into a fresh Debian 12 and run the README's commands there; needs root
   scan         print what stands on this machine; an independent judge of leaks

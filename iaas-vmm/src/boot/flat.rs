@@ -14,6 +14,9 @@ pub(super) fn load(memory: &GuestMemoryMmap, code: &[u8], at: u64) -> Result<Ent
         return Err(Error::invalid(format!("a flat image at {at:#x} lies on the machine's own tables"))
             .remedy("place it at 1 MiB or above"));
     }
+    if code.is_empty() {
+        return Err(Error::invalid("a flat image without a byte of code"));
+    }
     memory.write_slice(code, GuestAddress(at)).map_err(|e| super::does_not_fit(&e))?;
     Ok(Entry::Long { at, rsi: 0 })
 }

@@ -128,6 +128,7 @@ where
     image.seek(SeekFrom::Start(0)).and_then(|_| image.read_exact(&mut magic)).map_err(|e| unreadable(&e))?;
     let start = GuestAddress(layout::KERNEL);
     if magic == *b"\x7fELF" {
+        pvh::check_segments(&mut image)?;
         let loaded = Elf::load(memory, None, &mut image, Some(start)).map_err(|e| no_kernel(&e))?;
         pvh::enter(memory, &loaded, given)
     } else {

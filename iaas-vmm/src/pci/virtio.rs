@@ -437,6 +437,24 @@ impl VirtioPci {
         }
     }
 
+    /// Whether the device's next turn is one with its driver.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn serves(&self) -> bool {
+        self.serves_driver() && self.config.is_master()
+    }
+
+    /// Whether a driver runs the device, and the device is well.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn serves_driver(&self) -> bool {
+        !self.resetting && self.status.runs()
+    }
+
+    /// How far the device has come in a queue: available entries taken, used entries given; none without a driver.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn positions(&self, queue: usize) -> Option<(u16, u16)> {
+        self.queues.get(queue).map(|queue| (queue.next_avail(), queue.next_used()))
+    }
+
     /// Stops for good; says what is still under way in guest memory.
     pub(crate) fn wind_down(&mut self) -> usize {
         self.queues.clear();

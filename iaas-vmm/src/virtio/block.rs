@@ -197,6 +197,10 @@ impl Block {
     }
 
     fn turn(&mut self, queue: &mut Queue, memory: &Arc<GuestMemoryMmap>) -> Result<Turn, Fault> {
+        // A ring that ends in the middle of nowhere would be full for ever: its index says so and its places cannot be read.
+        if queue.ready() && !queue.is_valid(&**memory) {
+            return Err(Fault("a queue outside of guest memory".into()));
+        }
         let mut budget = queue.size();
         let mut turn = Turn::default();
         let mut used = self.reap(queue, memory)?;
@@ -247,6 +251,10 @@ impl Block {
         let Chain { head, mut readable, mut writable } = chain;
         let status = writable.split_back(1).ok_or_else(|| Fault("no room for a status byte".into()))?;
         let header = readable.split_front(HEADER).ok_or_else(|| Fault("no whole request header".into()))?;
+        // Before anything is done for a request that cannot be answered.
+        if memory::host_ranges(memory, &status.0).is_none() {
+            return Err(Fault("a status byte outside of guest memory".into()));
+        }
         let mut bytes = [0; 16];
         header.copy_to(memory, &mut bytes)?;
         let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = bytes;
@@ -398,13 +406,15 @@ impl Block {
             if self.done.is_empty() {
                 break;
             }
-            for done in std::mem::take(&mut self.done) {
-                if let Some(request) = self.finish_piece(done) {
-                    request.status.copy_from(&request.memory, &[request.answer])?;
-                    let len = if request.answer == OK { request.written + 1 } else { 1 };
-                    queue.add_used(&**memory, request.head, len).map_err(Fault::ring)?;
-                    used = true;
+            let mut finished = std::mem::take(&mut self.done).into_iter();
+            while let Some(done) = finished.next() {
+                let Some(request) = self.finish_piece(done) else { continue };
+                if let Err(fault) = request.give_back(queue, memory) {
+                    // The others have come back too, and must not be waited for.
+                    self.done.extend(finished);
+                    return Err(fault);
                 }
+                used = true;
             }
             self.submit();
         }
@@ -517,6 +527,13 @@ struct Request {
 }
 
 impl Request {
+    /// Answers the driver.
+    fn give_back(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<(), Fault> {
+        self.status.copy_from(&self.memory, &[self.answer])?;
+        let len = if self.answer == OK { self.written + 1 } else { 1 };
+        queue.add_used(memory, self.head, len).map_err(Fault::ring)
+    }
+
     /// The next operation, of at most `limit` bytes, or `None` if all are submitted.
     fn next_op(&mut self, limit: usize, block: usize) -> Option<(BlockOp, Option<Bounce>)> {
         match &mut self.job {
