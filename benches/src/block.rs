@@ -67,7 +67,10 @@ pub fn block(criterion: &mut Criterion, rig: &impl BlockRig) {
 }
 
 /// Writes the whole volume, so that reads find bytes and writes find their blocks.
-fn fill(device: &dyn BlockDevice) -> io::Result<()> {
+///
+/// # Errors
+/// Those of the volume.
+pub fn fill(device: &dyn BlockDevice) -> io::Result<()> {
     let geometry = device.geometry();
     let step = (1 << 20).min(u64::from(geometry.max_bytes));
     let mut queue = device.open_queue(1).map_err(io::Error::other)?;

@@ -18,6 +18,7 @@ mod volume;
 
 pub use block::BlockRig;
 pub use block::block;
+pub use block::fill;
 pub use control::ControlRig;
 pub use control::Written;
 pub use control::control;

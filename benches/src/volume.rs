@@ -23,6 +23,7 @@ use iaas_core::spi::dataplane::BlockDevice;
 use iaas_core::spi::dataplane::BlockOpener;
 use iaas_core::spi::dataplane::Env;
 use iaas_core::spi::target::Mode;
+use iaas_core::spi::target::Target;
 use uuid::Uuid;
 
 /// What a storage back-end is made of.
@@ -49,6 +50,19 @@ impl VolumeParts {
     /// # Panics
     /// If a part settles without a target.
     pub async fn open(&self, size: u64) -> Result<Box<dyn BlockDevice>> {
+        let target = self.target(size).await?;
+        let grant = self.opener.prepare(&target)?;
+        self.opener.open(&target, grant, None, &Env::default())
+    }
+
+    /// What the process that uses the volume is told; otherwise like [`open`](Self::open).
+    ///
+    /// # Errors
+    /// Those of the parts.
+    ///
+    /// # Panics
+    /// If a part settles without a target.
+    pub async fn target(&self, size: u64) -> Result<Target> {
         let cx = self.cx();
         let volume = Id::from_uuid(Uuid::from_u128(4));
         let spec =
@@ -58,9 +72,7 @@ impl VolumeParts {
         self.access.claim(&cx).await?;
         self.pool.ensure(&cx, volume, Rev(1), &spec).await?;
         let seen = self.access.ensure(&cx, Id::from_uuid(Uuid::from_u128(5)), Rev(2), &right).await?;
-        let target = seen.is.target.expect("a settled access has a target");
-        let grant = self.opener.prepare(&target)?;
-        self.opener.open(&target, grant, None, &Env::default())
+        Ok(seen.is.target.expect("a settled access has a target"))
     }
 
     fn cx(&self) -> Ctx {

@@ -4,9 +4,12 @@
 //!   power button.
 //! * `ping ADDR…` prints `PING4 ok ms=…` once each address has answered; `closed ADDR PORT` prints what a connection meets.
 //! * `fetch ADDR` gets the page once; `fetches ADDR` every 100 ms, each over a new connection.
+//! * `bench LOAD…` loads the disk or the network for a benchmark ([`bench`]).
 //! * `gaps ADDR` pings every 20 ms and prints each silence above 50 ms and one `TICK` a second.
 //!
 //! An empty address is skipped: the kernel command line did not name one.
+
+mod bench;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
@@ -33,8 +36,9 @@ fn main() {
         }
         ["fetches", peer] => address(peer).into_iter().for_each(fetches),
         ["gaps", peer] => address(peer).into_iter().for_each(gaps),
+        ["bench", load @ ..] => bench::run(load),
         _ => say(
-            "usage: guest-tool console | ping ADDR… | closed ADDR PORT | fetch ADDR | fetches ADDR | gaps ADDR",
+            "usage: guest-tool console | ping ADDR… | closed ADDR PORT | fetch ADDR | fetches ADDR | gaps ADDR | bench LOAD…",
         ),
     }
 }

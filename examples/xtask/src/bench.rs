@@ -14,12 +14,35 @@ use serde_json::Value;
 
 use crate::command::Cmd;
 use crate::failure::{Context, Failure, Result};
+use crate::lab;
 use crate::report::line;
+use crate::setup;
 use crate::workspace::{cargo, root};
 
-/// Runs the benches of one area, or of all, and prints their lines. A missed goal, or no figure where one must be, is a
-/// failure.
-pub(crate) fn run(area: Option<&str>) -> Result<()> {
+/// What the command line asks for.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// The only area to run.
+    pub(crate) area: Option<String>,
+    /// VMMs beside those that `vmm` has anyway.
+    pub(crate) peers: Vec<lab::Peer>,
+    /// The set-up's.
+    pub(crate) setup: setup::Options,
+}
+
+/// Runs the benches of one area, or of all that need no lab, and prints their lines. A missed goal, or no figure where one
+/// must be, is a failure.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let area = options.area.as_deref();
+    if area == Some(VMM) {
+        let printed = lab::bench(&options.setup, &options.peers)?;
+        let mut figures: Vec<Figure> = printed.lines().filter_map(harness).collect();
+        figures.sort_by(|a, b| a.name.cmp(&b.name));
+        return tell(&figures, &printed, &[(VMM, &VMM_FIGURES)]);
+    }
+    if !options.peers.is_empty() {
+        return Err(Failure::new("only `bench vmm` takes --peer"));
+    }
     let areas = areas(area)?;
     let results = results_dir();
     // Figures of an earlier run are not of this one.
@@ -27,10 +50,13 @@ pub(crate) fn run(area: Option<&str>) -> Result<()> {
     let bench = Cmd::new(cargo()).args(["bench", "--package", "iaas-benches"]).dir(&root()).limit(LIMIT);
     let bench = areas.iter().fold(bench, |bench, (area, _)| bench.args(["--bench", area]));
     let printed = bench.env("IAAS_GUEST_DIR", crate::workspace::guest_dir()).output()?;
-    let figures = figures(&results, &printed)?;
+    tell(&figures(&results, &printed)?, &printed, &areas)
+}
+
+fn tell(figures: &[Figure], printed: &str, areas: &[(&str, &[&str])]) -> Result<()> {
     figures.iter().for_each(|figure| line(&figure.to_string()));
     printed.lines().filter(|text| text.starts_with("NOTE ")).for_each(line);
-    judge(&figures, &areas)
+    judge(figures, areas)
 }
 
 /// The areas to run, each with the figures that it must leave.
@@ -38,7 +64,7 @@ fn areas(wanted: Option<&str>) -> Result<Vec<(&'static str, &'static [&'static s
     let chosen: Vec<_> = AREAS.into_iter().filter(|(area, _)| wanted.is_none_or(|w| w == *area)).collect();
     match (chosen.is_empty(), wanted) {
         (true, Some(wanted)) => Err(Failure::new(format!("there is no area `{wanted}`"))
-            .remedy(format!("choose one of {}", AREAS.map(|(area, _)| area).join(", ")))),
+            .remedy(format!("choose one of {}, {VMM}", AREAS.map(|(area, _)| area).join(", ")))),
         _ => Ok(chosen),
     }
 }
@@ -140,7 +166,7 @@ fn figure(name: String, sides: &BTreeMap<String, (f64, bool)>) -> Option<Figure>
     Some(Figure { name, ours, peer: sides.get("peer").map(|p| p.0), goal, is_rate })
 }
 
-/// A harness's line; its figures are rates.
+/// A harness's line. Its figures are rates but for those whose unit says that less is better.
 fn harness(line: &str) -> Option<Figure> {
     let mut words = line.strip_prefix("HARNESS ")?.split_whitespace();
     let name = words.next()?.to_owned();
@@ -153,7 +179,7 @@ fn harness(line: &str) -> Option<Figure> {
         ours: number("ours")?,
         peer: number("peer"),
         goal,
-        is_rate: values.get("unit") != Some(&"ns"),
+        is_rate: !matches!(values.get("unit"), Some(&("ns" | "ms" | "MiB"))),
     })
 }
 
@@ -184,6 +210,22 @@ const AREAS: [(&str, &[&str]); 5] = [
     ("meter", &["meter.ingest.durable"]),
     ("network", &["net.mem.64b"]),
     ("state", &["state.commit.one", "state.commit.64", "state.scan.1000"]),
+];
+/// The area that is measured in the lab.
+const VMM: &str = "vmm";
+const VMM_FIGURES: [&str; 12] = [
+    "boot.init.q35",
+    "boot.init.microvm",
+    "mem.overhead.q35",
+    "mem.overhead.microvm",
+    "blk.randread.q35",
+    "blk.randread.microvm",
+    "blk.randwrite.q35",
+    "blk.randwrite.microvm",
+    "net.tcp.out.q35",
+    "net.tcp.out.microvm",
+    "net.tcp.in.q35",
+    "net.tcp.in.microvm",
 ];
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
@@ -223,6 +265,8 @@ mod tests {
     fn a_harness_speaks_in_lines_of_its_own() {
         let figure = harness("HARNESS control.ready ours=120 peer=-").unwrap();
         assert_eq!(figure.to_string(), "BENCH control.ready ours=120.00 peer=- ratio=- goal=- INFO");
+        let figure = harness("HARNESS boot.init.q35 unit=ms ours=100 peer=250").unwrap();
+        assert_eq!(figure.to_string(), "BENCH boot.init.q35 ours=100.00 peer=250.00 ratio=2.50 goal=- INFO");
         assert_eq!(harness("control.ready ours=1"), None);
         assert_eq!(harness("HARNESS broken ours=x"), None);
     }
@@ -292,7 +336,7 @@ mod tests {
     fn an_area_that_is_not_there_is_told_with_those_that_are() {
         let error = areas(Some("disk")).unwrap_err().to_string();
         assert!(
-            error.contains("`disk`") && error.contains("block, control, meter, network, state"),
+            error.contains("`disk`") && error.contains("block, control, meter, network, state, vmm"),
             "{error}"
         );
         assert_eq!(areas(Some("network")).unwrap(), [("network", ["net.mem.64b"].as_slice())]);

@@ -53,7 +53,7 @@ fn run(mut parser: Parser) -> Result<()> {
         }
         "fresh-check" => rest(&mut parser).and_then(|commands| fresh::run(&commands)),
         "lab" => lab::run(&lab_options(&mut parser)?),
-        "bench" => bench::run(rest(&mut parser)?.first().map(String::as_str)),
+        "bench" => bench::run(&bench_options(&mut parser)?),
         "fuzz" => fuzz::run(&fuzz_options(&mut parser)?),
         "test" => nothing_more(&mut parser).and_then(|()| ci::test()),
         "ci" => nothing_more(&mut parser).and_then(|()| ci::ci()),
@@ -161,6 +161,26 @@ fn lab_options(parser: &mut Parser) -> Result<lab::Options> {
     Ok(options)
 }
 
+fn bench_options(parser: &mut Parser) -> Result<bench::Options> {
+    let mut options = bench::Options::default();
+    while let Some(arg) = parser.next().context("arguments")? {
+        match arg {
+            Arg::Long("peer") => options.peers.push(lab::Peer::parse(&text(parser, "--peer")?)?),
+            Arg::Long(flag) => {
+                let flag = flag.to_owned();
+                if !options.setup.take(&flag, || parser.value().context(format!("--{flag}")))? {
+                    return Err(unexpected(&Arg::Long(&flag)));
+                }
+            }
+            Arg::Value(word) if options.area.is_none() => {
+                options.area = Some(word.to_string_lossy().into_owned());
+            }
+            other => return Err(unexpected(&other)),
+        }
+    }
+    Ok(options)
+}
+
 fn crash_options(parser: &mut Parser) -> Result<crash::Options> {
     let mut options = crash::Options::default();
     while let Some(arg) = parser.next().context("arguments")? {
@@ -249,6 +269,11 @@ cargo xtask VERB
   ci           format, lints, documents, licences, then every test; what .ci/run calls
   surface      each method of the provider traits with the test that calls it on a reference
   bench [AREA] run the benches and print one line per figure
+  bench vmm    our own VMM beside QEMU's q35 and microvm, all in one run of the lab
+                 --peer NAME=COMMAND one more VMM: its program on this machine, and arguments (split at blanks) with
+                                     {kernel} {initrd} {cmdline} {mem} (MiB) {disk} (raw) {tap}; the guest's serial
+                                     console must be its standard output (may repeat)
+                 setup's flags
   lab [FILTER] run the tests that need a hardware-grade KVM, in a machine that emulates one
                  --keep-console FILE where its console is kept (target/lab/console.log)
                  setup's flags

@@ -24,6 +24,7 @@ pub(crate) struct Console {
     ended: Vec<(String, i32)>,
     control: Vec<String>,
     evidence: Vec<String>,
+    figures: Vec<String>,
     done: bool,
 }
 
@@ -79,6 +80,10 @@ impl Console {
     /// `test NAME ... ok`. What the test itself prints may stand between the name and the verdict, on lines of its own too.
     fn verdict(&mut self, line: &str) -> Option<String> {
         let mut rest = line.trim();
+        if rest.starts_with("HARNESS ") || rest.starts_with("NOTE ") {
+            self.figures.push(rest.to_owned());
+            return Some(rest.to_owned());
+        }
         if let Some((name, after)) = line.strip_prefix("test ").and_then(|l| l.split_once(" ...")) {
             self.test = Some(name.to_owned());
             rest = after.trim();
@@ -100,6 +105,18 @@ impl Console {
 
     fn has_said(&self, run: &Run, text: &str) -> bool {
         self.said.iter().any(|(name, said)| name == run.name && *said == text)
+    }
+
+    /// The lines of figures that a benchmark printed.
+    ///
+    /// # Errors
+    /// It did not come to a good end.
+    pub(crate) fn figures(&self) -> Result<String> {
+        match self.done && self.ended == [("bench".to_owned(), 0)] {
+            true => Ok(self.figures.iter().map(|line| format!("{line}\n")).collect()),
+            false => Err(Failure::new("the benchmark in the lab did not come to a good end")
+                .remedy("look at the console")),
+        }
     }
 
     /// Whether everything that ran passed, something ran, and the control experiment failed for want of KVM. `whole`: no test was
@@ -189,6 +206,21 @@ mod tests {
         // What another run says does not count.
         judged(&GOOD.replace("world", "").replace("LAB-BEGIN lab\n", "LAB-BEGIN lab\nworld\n")).unwrap_err();
         judged(&GOOD.replace("test b ... ok", "test b ... FAILED")).unwrap_err();
+    }
+
+    #[test]
+    fn a_benchmark_gives_its_figures_only_if_it_ended_well() {
+        let good =
+            "LAB-UP 4\nLAB-BEGIN bench\nnoise\nHARNESS a ours=1\nNOTE b\nLAB-END bench 0\nLAB-DONE 9\n";
+        let figures = |text: &str| {
+            let mut console = Console::default();
+            console.feed(text);
+            console.figures()
+        };
+        assert_eq!(figures(good).unwrap(), "HARNESS a ours=1\nNOTE b\n");
+        figures(&good.replace("LAB-DONE 9\n", "")).unwrap_err();
+        figures(&good.replace("bench 0", "bench 1")).unwrap_err();
+        figures(&good.replace("LAB-END bench 0\n", "")).unwrap_err();
     }
 
     #[test]

@@ -23,6 +23,16 @@ pub(super) struct Words<'a> {
     pub(super) control: &'a str,
 }
 
+/// What else goes into the image. The lab's own tests need nothing of it.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    pub(super) dirs: Vec<&'static str>,
+    /// Place in the image, and program of this machine, packed with its libraries.
+    pub(super) programs: Vec<(String, PathBuf)>,
+    /// Place and content.
+    pub(super) files: Vec<(String, Vec<u8>)>,
+}
+
 /// Packs everything into `target`.
 pub(super) fn pack(
     target: &Path,
@@ -30,10 +40,11 @@ pub(super) fn pack(
     guest: &Guest,
     programs: &[(Run, PathBuf)],
     words: &Words<'_>,
+    extra: &Extra,
 ) -> Result<()> {
     let packages = setup::guest_packages(setup)?;
     let mut archive = Archive::default();
-    for dir in DIRS {
+    for dir in DIRS.iter().chain(&extra.dirs) {
         archive.dir(dir);
     }
     archive.device("dev/console", 5, 1);
@@ -60,6 +71,12 @@ pub(super) fn pack(
             Failure::new(format!("{tool} is missing")).remedy("run `cargo xtask setup` as root")
         })?;
         add_program(&mut archive, &program, &format!("bin/{tool}"), &mut have)?;
+    }
+    for (inside, program) in &extra.programs {
+        add_program(&mut archive, program, inside, &mut have)?;
+    }
+    for (inside, content) in &extra.files {
+        archive.file(inside, 0o644, content);
     }
     archive.file("lab/guest/vmlinuz", 0o644, &read(&guest.kernel)?);
     for name in ["initrd.cpio.gz", "initrd-tiny.cpio.gz"] {

@@ -5,6 +5,7 @@
 //! print is read from the serial console. Silence is a failure, and so is a run in which nothing failed without KVM: at its end
 //! the module is taken away and one of the tests must fail and name what is missing.
 
+mod bench;
 mod console;
 mod image;
 mod runs;
@@ -21,6 +22,7 @@ use crate::report::{line, seconds, spinner, step};
 use crate::setup;
 use crate::workspace::{cargo, root, which};
 
+pub(crate) use bench::Peer;
 use console::Console;
 use runs::Run;
 
@@ -43,20 +45,53 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let filter = options.filter.as_deref().unwrap_or("");
     let runs = runs::chosen(filter);
     let programs = runs.into_iter().map(|run| Ok((run, build(&run)?))).collect::<Result<Vec<_>>>()?;
-    let dir = root().join("target/lab");
-    fs::create_dir_all(&dir).at(&dir)?;
+    let dir = folder()?;
     let nonce = std::env::var("LAB_NONCE").unwrap_or_else(|_| Random::new(std::process::id().into()).word());
     let words = image::Words { nonce: &nonce, filter, control: CONTROL };
     let initrd = dir.join("lab.cpio.gz");
-    step("lab: pack the image", || image::pack(&initrd, &options.setup, &guest, &programs, &words))?;
+    step("lab: pack the image", || {
+        image::pack(&initrd, &options.setup, &guest, &programs, &words, &image::Extra::default())
+    })?;
+    let path = options.keep_console.clone().unwrap_or_else(|| dir.join("console.log"));
+    let console = Console::of(programs.iter().map(|(run, _)| *run));
+    let machine = |disk: &Path| machine(&qemu, &guest.kernel, &initrd, disk);
+    enter(&dir, machine, &path, console, LIMIT)?.judge(&nonce, options.filter.is_none())
+}
+
+/// Measures our VMM beside QEMU's machines and `peers` in the lab; gives the lines of figures.
+pub(crate) fn bench(setup: &setup::Options, peers: &[Peer]) -> Result<String> {
+    let guest = setup::all(setup)?;
+    let qemu = which("qemu-system-x86_64")
+        .ok_or_else(|| Failure::new("the lab needs QEMU").remedy("run `cargo xtask setup` as root"))?;
+    let dir = folder()?;
+    let extra = bench::extra(qemu.clone(), peers)?;
+    let words = image::Words { nonce: "", filter: "", control: "" };
+    let initrd = dir.join("bench.cpio.gz");
+    step("lab: pack the image", || image::pack(&initrd, setup, &guest, &[], &words, &extra))?;
+    let machine = |disk: &Path| machine(&qemu, &guest.kernel, &initrd, disk);
+    enter(&dir, machine, &dir.join("bench.log"), Console::default(), BENCH_LIMIT)?.figures()
+}
+
+fn folder() -> Result<PathBuf> {
+    let dir = root().join("target/lab");
+    fs::create_dir_all(&dir).at(&dir)?;
+    Ok(dir)
+}
+
+/// Runs a machine with a disk of its own. What its console says is kept in `path`.
+fn enter(
+    dir: &Path,
+    machine: impl FnOnce(&Path) -> Cmd,
+    path: &Path,
+    console: Console,
+    limit: Duration,
+) -> Result<Console> {
     let disk = dir.join("disk.img");
     step("lab: make a disk", || make_disk(&disk))?;
-    let path = options.keep_console.clone().unwrap_or_else(|| dir.join("console.log"));
-    let machine = machine(&qemu, &guest.kernel, &initrd, &disk);
-    let outcome = watch(machine, &path, Console::of(programs.iter().map(|(run, _)| *run)));
+    let outcome = watch(machine(&disk), path, console, limit);
     fs::remove_file(&disk).at(&disk)?;
     line(&format!("lab: the console is in {}", path.display()));
-    outcome?.judge(&nonce, options.filter.is_none())
+    outcome
 }
 
 /// Builds the program of a run.
@@ -96,11 +131,10 @@ fn machine(qemu: &Path, kernel: &Path, initrd: &Path, disk: &Path) -> Cmd {
         .args(["-append", "console=ttyS0 panic=-1 quiet"])
         .arg("-drive")
         .arg(format!("file={},if=virtio,format=raw,cache=unsafe", disk.display()))
-        .limit(LIMIT)
 }
 
 /// Runs the machine and tells what its tests say as they say it.
-fn watch(machine: Cmd, path: &Path, mut console: Console) -> Result<Console> {
+fn watch(machine: Cmd, path: &Path, mut console: Console, limit: Duration) -> Result<Console> {
     let started = Instant::now();
     let file = File::create(path).at(path)?;
     let mut child = machine.start_into(file)?;
@@ -114,7 +148,7 @@ fn watch(machine: Cmd, path: &Path, mut console: Console) -> Result<Console> {
         if ended.is_some() {
             break ended;
         }
-        if started.elapsed() > LIMIT {
+        if started.elapsed() > limit {
             let _ = child.kill();
             let _ = child.wait();
             break None;
@@ -125,7 +159,7 @@ fn watch(machine: Cmd, path: &Path, mut console: Console) -> Result<Console> {
     match ended {
         Some(status) if status.success() => Ok(console),
         Some(status) => Err(Failure::new(format!("the lab's machine ended with {status}"))),
-        None => Err(Failure::new(format!("the lab was not done after {} s", LIMIT.as_secs()))
+        None => Err(Failure::new(format!("the lab was not done after {} s", limit.as_secs()))
             .remedy("look at the end of its console")),
     }
 }
@@ -138,3 +172,5 @@ const DISK: u64 = 8 << 30;
 const POLL: Duration = Duration::from_millis(200);
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const LIMIT: Duration = Duration::from_secs(10 * 60);
+/// Every contender several times.
+const BENCH_LIMIT: Duration = Duration::from_secs(40 * 60);

@@ -177,8 +177,9 @@ fn numbers(text: &str) -> Vec<u64> {
 fn guest_tool(dir: &Path) -> Result<PathBuf> {
     let target_dir = dir.join("tool");
     let built = target_dir.join(TARGET).join("release/guest-tool");
-    let source = root().join("examples/xtask/guest/main.rs");
-    if is_newer(&built, &source) {
+    let sources = root().join("examples/xtask/guest");
+    let sources: Vec<PathBuf> = fs::read_dir(&sources).at(&sources)?.flatten().map(|e| e.path()).collect();
+    if sources.iter().all(|source| is_newer(&built, source)) {
         return Ok(built);
     }
     let build = Cmd::new(cargo())

@@ -89,7 +89,7 @@ pub(crate) fn add_modules(archive: &mut Archive, kernel: &Path, list: &str, name
     Ok(())
 }
 
-/// Adds a program of this machine at `inside`, and the libraries that `ldd` lists. `have` names what is there already, folders
+/// Adds a program of this machine at `inside`, and the libraries that `ldd` lists; a static one has none. `have` names what is there already, folders
 /// and libraries, and grows.
 pub(crate) fn add_program(
     archive: &mut Archive,
@@ -97,7 +97,11 @@ pub(crate) fn add_program(
     inside: &str,
     have: &mut BTreeSet<String>,
 ) -> Result<()> {
-    for library in parse_ldd(&Cmd::new("ldd").arg(program).env("LC_ALL", "C").output()?) {
+    let listing = Cmd::new("ldd").arg(program).env("LC_ALL", "C").finish()?;
+    if !listing.status.success() && !listing.stderr.contains("not a dynamic executable") {
+        return Err(Failure::new(format!("ldd {}: {}", program.display(), listing.stderr.trim())));
+    }
+    for library in parse_ldd(&listing.stdout) {
         for dir in parents(&library).into_iter().filter(|dir| !DIRS.contains(dir)) {
             if have.insert(dir.to_owned()) {
                 archive.dir(dir);
@@ -146,12 +150,13 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-const SCRIPTS: [(&str, &str); 8] = [
+const SCRIPTS: [(&str, &str); 9] = [
     ("init", include_str!("scripts/init.sh")),
     ("etc/udhcpc.sh", include_str!("scripts/udhcpc.sh")),
     ("etc/guest/web.sh", include_str!("scripts/web.sh")),
     ("etc/guest/client.sh", include_str!("scripts/client.sh")),
     ("etc/guest/tiny.sh", include_str!("scripts/tiny.sh")),
+    ("etc/guest/bench.sh", include_str!("scripts/bench.sh")),
     ("etc/guest/shell.sh", include_str!("scripts/shell.sh")),
     ("etc/guest/poweroff.sh", include_str!("scripts/poweroff.sh")),
     ("etc/guest/off", include_str!("scripts/off.sh")),

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The first process of the test guest. It prints what it sees on the console and obeys lines that it reads there;
 # no agent runs in it. Kernel command line:
-#   guest.run=NAME       what to run: web, client, tiny, shell, poweroff (etc/guest/NAME.sh)
+#   guest.run=NAME       what to run: web, client, tiny, bench, shell, poweroff (etc/guest/NAME.sh)
 #   guest.ip4=ADDR/LEN   a fixed address in place of DHCP          guest.gw4=ADDR
 #   guest.ip6=ADDR/LEN   a fixed address in place of autoconfiguration
 #   guest.peer4=ADDR guest.peer6=ADDR   whom the client talks to
@@ -59,10 +59,10 @@ net_up() {
 }
 
 # The smallest guest is ready before it has any device.
-[ "$RUN" = tiny ] && ready
+case $RUN in tiny | bench) ready ;; esac
 load /etc/modules
 net_up
-[ "$RUN" = tiny ] || ready
+case $RUN in tiny | bench) ;; *) ready ;; esac
 load /etc/modules.late
 guest-tool console < /dev/console &
 [ -r "/etc/guest/$RUN.sh" ] && . "/etc/guest/$RUN.sh"
