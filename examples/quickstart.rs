@@ -71,7 +71,7 @@ async fn story(machine: &Machine, me: &Session, page: &Path, arguments: &Argumen
     let Some(mut memory) = Memory::read(page)? else {
         report.step("machine", &machine.why);
         // Without it every instance would wait for somebody to install it.
-        iaas_vmm::qemu::find()?;
+        machine.can_boot()?;
         build(me, arguments, &mut report).await?.write(page)?;
         report.step("kill -9", "the control process kills itself; the guests go on");
         supervise::kill_self()

@@ -35,7 +35,7 @@ pub fn uptime(guest: &Guest) -> Option<f64> {
 pub async fn reach(guest: &mut Guest, until: f64) -> Result<()> {
     let mut from = 0;
     loop {
-        let (at, line) = guest.line_after(from, "TICK", Duration::from_secs(60)).await?;
+        let (at, line) = guest.line_after(from, "TICK", Duration::from_secs(240)).await?;
         if number(&line, "uptime").is_some_and(|uptime| uptime >= until) {
             return Ok(());
         }

@@ -74,7 +74,7 @@ impl Guest {
     pub async fn now(&mut self) -> Result<usize> {
         let mark = format!("MARK-{}", uuid::Uuid::now_v7().simple());
         self.type_line(&format!("sh echo {mark}")).await?;
-        let (at, _) = self.line_after(0, &mark, Duration::from_secs(30)).await?;
+        let (at, _) = self.line_after(0, &mark, PATIENCE).await?;
         Ok(at + 1)
     }
 
@@ -85,7 +85,7 @@ impl Guest {
     pub async fn ask(&mut self, line: &str, answer: &str) -> Result<String> {
         let from = self.now().await?;
         self.type_line(line).await?;
-        self.line_after(from, answer, Duration::from_secs(30)).await.map(|(_, line)| line)
+        self.line_after(from, answer, PATIENCE).await.map(|(_, line)| line)
     }
 
     async fn type_line(&self, line: &str) -> Result<()> {
@@ -128,3 +128,6 @@ async fn follow(session: Session, id: Id<Instance>, send: watch::Sender<String>)
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// How long a guest may take to answer; where everything is emulated twice it takes seconds.
+const PATIENCE: Duration = Duration::from_secs(120);

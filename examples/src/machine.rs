@@ -76,6 +76,7 @@ pub struct Machine {
     pub why: String,
     state: PathBuf,
     runtime: PathBuf,
+    ours: bool,
 }
 
 /// Opens the cloud in `state`, or makes it.
@@ -108,7 +109,7 @@ async fn compose(state: PathBuf, runtime: PathBuf, binary: Option<PathBuf>) -> R
     let store = Arc::new(RedbStore::open(state.join("store").join("cloud.redb"))?);
     let ids = Ids::of(&state)?;
     let host_state = private_folder(&state.join("host"))?;
-    let (hypervisor, why) = hypervisor(&host_state, &runtime, &ids, binary.clone())?;
+    let (hypervisor, why, ours) = hypervisor(&host_state, &runtime, &ids, binary.clone())?;
     let volumes = state.join("volumes");
     let pool = RawPool::open(&volumes, &host_state, ids.cloud, ids.pool)?;
     let access = RawAccess::open(&volumes, &host_state, ids.cloud, ids.host, ids.pool)?;
@@ -142,16 +143,16 @@ async fn compose(state: PathBuf, runtime: PathBuf, binary: Option<PathBuf>) -> R
         .blobs(Arc::new(FolderBlobs::open(state.join("blobs"))?))
         .open()
         .await?;
-    Ok(Machine { cloud, why, state, runtime })
+    Ok(Machine { cloud, why, state, runtime, ours })
 }
 
-/// The best hypervisor of this machine; and which one it is, and why.
+/// The best hypervisor of this machine; which one it is, and why; and whether it needs nothing but us.
 fn hypervisor(
     state: &Path,
     runtime: &Path,
     ids: &Ids,
     role_binary: Option<PathBuf>,
-) -> Result<(Arc<dyn Hypervisor>, String)> {
+) -> Result<(Arc<dyn Hypervisor>, String, bool)> {
     fn config<V>(
         vmm: V,
         (state, runtime, ids): (&Path, &Path, &Ids),
@@ -172,18 +173,30 @@ fn hypervisor(
     match iaas_vmm::probe() {
         Capability::Hardware => {
             let ours = KvmHypervisor::open(config(Kvm, place, role_binary))?;
-            Ok((Arc::new(ours), format!("a machine of our own in each runner; {}", Capability::Hardware)))
+            Ok((
+                Arc::new(ours),
+                format!("a machine of our own in each runner; {}", Capability::Hardware),
+                true,
+            ))
         }
         kvm => {
             let qemu = QemuHypervisor::open(config(Qemu::default(), place, role_binary))?;
             let remedy = kvm.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
             let accel = qemu.vmm().accel.map_or_else(String::new, |accel| format!("{accel:?}"));
-            Ok((Arc::new(qemu), format!("QEMU with {accel}; {kvm}{remedy}")))
+            Ok((Arc::new(qemu), format!("QEMU with {accel}; {kvm}{remedy}"), false))
         }
     }
 }
 
 impl Machine {
+    /// Whether this machine has the program that runs guests.
+    ///
+    /// # Errors
+    /// `Unavailable`: QEMU is needed and missing; says what to install.
+    pub fn can_boot(&self) -> Result<()> {
+        if self.ours { Ok(()) } else { iaas_vmm::qemu::find().map(drop) }
+    }
+
     /// Lets what is under way come to rest, and gives the lead back; the state folder stays.
     ///
     /// # Errors

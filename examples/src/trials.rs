@@ -152,7 +152,7 @@ pub fn shown(seen: Seen) -> String {
 }
 
 /// A guest under emulation needs seconds to boot, on a busy machine many.
-pub const BOOT: Duration = Duration::from_secs(60);
+pub const BOOT: Duration = Duration::from_secs(240);
 /// Seconds of the guest's own clock that a gap is looked for in.
 pub const PERIOD: f64 = 5.0;
 

@@ -174,7 +174,7 @@ mod tests {
         EVIDENCE Hypervisor detected: KVM\nLAB-END lab 0\n\
         LAB-BEGIN hello\nhello, world\nLAB-END hello 0\nLAB-BEGIN control\nno /dev/kvm here\nLAB-END control 101\nLAB-DONE 9\n";
 
-    const LAB: Run = Run { package: "p", kind: "--test", name: "lab", words: &[], says: &[] };
+    const LAB: Run = Run { package: "p", kind: "--test", name: "lab", words: &[], beside: None, says: &[] };
     const HELLO: Run = Run { kind: "--bin", name: "hello", says: &["world"], ..LAB };
 
     fn judged(text: &str) -> Result<()> {

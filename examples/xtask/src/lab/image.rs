@@ -38,7 +38,7 @@ pub(super) fn pack(
     target: &Path,
     setup: &setup::Options,
     guest: &Guest,
-    programs: &[(Run, PathBuf)],
+    programs: &[(Run, Vec<(&'static str, PathBuf)>)],
     words: &Words<'_>,
     extra: &Extra,
 ) -> Result<()> {
@@ -58,12 +58,14 @@ pub(super) fn pack(
     }
     add_modules(&mut archive, &packages.kernel, "etc/modules", &MODULES)?;
     let mut have = BTreeSet::from(["lib".to_owned()]);
-    for (run, program) in programs {
-        // Without what only a debugger reads: it would be most of the image.
-        let small = target.with_file_name(format!("{}.stripped", run.name));
-        Cmd::new("strip").arg("-o").arg(&small).arg(program).limit(MINUTES_2).output()?;
-        add_program(&mut archive, &small, &format!("lab/programs/{}", run.name), &mut have)?;
-        fs::remove_file(&small).at(&small)?;
+    for (run, paths) in programs {
+        for (name, program) in paths {
+            // Without what only a debugger reads: it would be most of the image.
+            let small = target.with_file_name(format!("{name}.stripped"));
+            Cmd::new("strip").arg("-o").arg(&small).arg(program).limit(MINUTES_2).output()?;
+            add_program(&mut archive, &small, &format!("lab/programs/{name}"), &mut have)?;
+            fs::remove_file(&small).at(&small)?;
+        }
         archive.file(&format!("lab/runs/{}", run.name), 0o755, run.script().as_bytes());
     }
     for tool in ["mke2fs", "e2fsck"] {

@@ -94,18 +94,24 @@ fn enter(
     outcome
 }
 
-/// Builds the program of a run.
-fn build(run: &Run) -> Result<PathBuf> {
-    let verb: &[&str] = if run.kind == "--test" { &["test", "--no-run"] } else { &["build"] };
+/// Builds the programs of a run: the one that runs, and what it starts.
+fn build(run: &Run) -> Result<Vec<(&'static str, PathBuf)>> {
+    let own = (run.package, run.kind, run.name);
+    let all = [own].into_iter().chain(run.beside.map(|(package, name)| (package, "--bin", name)));
+    all.map(|(package, kind, name)| Ok((name, build_one(package, kind, name)?))).collect()
+}
+
+fn build_one(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+    let verb: &[&str] = if kind == "--test" { &["test", "--no-run"] } else { &["build"] };
     let build = Cmd::new(cargo())
         .args(verb)
-        .args(["--package", run.package, run.kind, run.name, "--all-features", "--message-format", "json"])
+        .args(["--package", package, kind, name, "--all-features", "--message-format", "json"])
         .dir(&root())
         .limit(BUILD_LIMIT);
-    let messages = step(&format!("lab: build {}", run.name), || build.output())?;
-    executable(&messages, run.name)
+    let messages = step(&format!("lab: build {name}"), || build.output())?;
+    executable(&messages, name)
         .map(PathBuf::from)
-        .ok_or_else(|| Failure::new(format!("cargo built no {}", run.name)))
+        .ok_or_else(|| Failure::new(format!("cargo built no {name}")))
 }
 
 /// An empty ext4 in a sparse file.

@@ -9,13 +9,22 @@ pub(super) struct Run {
     pub(super) name: &'static str,
     /// Its arguments, which may not have a `'` in them. Test programs get the harness' own, and the filter.
     pub(super) words: &'static [&'static str],
+    /// A program, by its package, that it starts itself.
+    pub(super) beside: Option<(&'static str, &'static str)>,
     /// What must be in a line of its output each. An end with 0 alone shows nothing of a program that has no verdicts.
     pub(super) says: &'static [&'static str],
 }
 
 impl Run {
     const fn tests(package: &'static str, name: &'static str) -> Self {
-        Self { package, kind: "--test", name, words: &["--test-threads=1", "--nocapture"], says: &[] }
+        Self {
+            package,
+            kind: "--test",
+            name,
+            words: &["--test-threads=1", "--nocapture"],
+            beside: None,
+            says: &[],
+        }
     }
 
     const fn program(
@@ -23,7 +32,7 @@ impl Run {
         words: &'static [&'static str],
         says: &'static [&'static str],
     ) -> Self {
-        Self { package: "iaas-examples", kind: "--bin", name, words, says }
+        Self { package: "iaas-examples", kind: "--bin", name, words, beside: None, says }
     }
 
     /// What the lab's shell runs; the filter comes as its arguments.
@@ -39,7 +48,7 @@ pub(super) fn chosen(filter: &str) -> Vec<Run> {
     runs.copied().collect()
 }
 
-const RUNS: [Run; 5] = [
+const RUNS: [Run; 6] = [
     Run::program(
         "hello_vm",
         &[
@@ -52,6 +61,39 @@ const RUNS: [Run; 5] = [
     Run::tests("iaas-vmm", "kvm"),
     Run::tests("iaas-vmm", "linux"),
     Run::program("many_vms", &[], &["100 machines: built in"]),
+    Run {
+        package: "xtask",
+        beside: Some(("iaas-examples", "quickstart")),
+        ..Run::program(
+            "xtask",
+            &[
+                "quickstart",
+                "--program",
+                "/lab/programs/quickstart",
+                "--kernel",
+                "/lab/guest/vmlinuz",
+                "--initrd",
+                "/lab/guest/initrd.cpio.gz",
+                "--state",
+                "/state/quickstart",
+            ],
+            &[
+                "a machine of our own in each runner; KVM works in hardware",
+                "PING4 ok",
+                "PING6 ok",
+                "WEB-NONCE",
+                "FETCH nonce=",
+                "CLOSED dropped",
+                "control killed: longest gap",
+                "switch killed: longest gap",
+                "the new web serves the old page",
+                "is proved to be in it",
+                "e2fsck",
+                "SCAN left=0",
+                "OK",
+            ],
+        )
+    },
     Run::tests("iaas-vmm", "vm"),
 ];
 
