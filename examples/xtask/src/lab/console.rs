@@ -92,9 +92,10 @@ impl Console {
             self.evidence.push(rest[at..].to_owned());
             return Some(rest[at..].to_owned());
         }
-        let ended = match rest {
-            "ok" => &mut self.passed,
-            "FAILED" => &mut self.failed,
+        // A program without a harness says how long it took.
+        let ended = match rest.split(" (").next() {
+            Some("ok") => &mut self.passed,
+            Some("FAILED") => &mut self.failed,
             _ => return None,
         };
         let name = self.test.take()?;
@@ -170,7 +171,7 @@ impl Console {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "LAB-UP 4.2\nLAB-BEGIN lab\ntest a ... EVIDENCE x\nok\ntest b ... ok\nEVIDENCE nonce=abc\n\
+    const GOOD: &str = "LAB-UP 4.2\nLAB-BEGIN lab\ntest a ... EVIDENCE x\nok\ntest b ... ok (1.5 s)\nEVIDENCE nonce=abc\n\
         EVIDENCE Hypervisor detected: KVM\nLAB-END lab 0\n\
         LAB-BEGIN hello\nhello, world\nLAB-END hello 0\nLAB-BEGIN control\nno /dev/kvm here\nLAB-END control 101\nLAB-DONE 9\n";
 
@@ -205,7 +206,7 @@ mod tests {
         judged(&GOOD.replace("LAB-END hello 0", "LAB-END hello 1")).unwrap_err();
         // What another run says does not count.
         judged(&GOOD.replace("world", "").replace("LAB-BEGIN lab\n", "LAB-BEGIN lab\nworld\n")).unwrap_err();
-        judged(&GOOD.replace("test b ... ok", "test b ... FAILED")).unwrap_err();
+        judged(&GOOD.replace("test b ... ok (1.5 s)", "test b ... FAILED")).unwrap_err();
     }
 
     #[test]

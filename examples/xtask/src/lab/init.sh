@@ -32,6 +32,15 @@ if [ -e /lab/bench/run ]; then
     sync
     poweroff -f
 fi
+# Where each thread of ours stands, now and then: the last one before a silence says what hangs.
+watch() {
+    while sleep 120; do
+        for task in /proc/[0-9]*/task/[0-9]*; do
+            [ -s "${task%/task/*}/cmdline" ] && echo "WATCH ${task#/proc/} $(cat "$task/comm" "$task/wchan" 2> /dev/null)"
+        done
+    done
+}
+watch &
 for run in /lab/runs/*; do
     name=${run##*/}
     echo "LAB-BEGIN $name"
