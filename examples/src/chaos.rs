@@ -27,22 +27,22 @@ use crate::machine::Machine;
 /// # Errors
 /// Whatever is not as it should be.
 pub async fn run(machine: Machine, arguments: &Arguments) -> Result<()> {
-    let page = arguments.state.join("chaos-run");
+    let (page, removing) = (arguments.state.join("chaos-run"), arguments.state.join("chaos-removing"));
     let run = run_id(&page)?;
     let me = machine.cloud.session_as("operator");
-    if let Some(project) = tenant(&me, &run).await? {
-        match live(&me, project, &run, arguments).await {
-            // An earlier life had begun to remove it.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) => {
-                println!("removed before: {error}");
-            }
-            other => other?,
+    // A life that came so far has seen everything. The next one would wait for guests that are gone, whose tokens still have
+    // their answers.
+    if !removing.exists() {
+        if let Some(project) = tenant(&me, &run).await? {
+            live(&me, project, &run, arguments).await?;
         }
+        std::fs::write(&removing, "").map_err(machine::io)?;
     }
     machine::remove_all(&me).await?;
     machine::ensure(machine.cloud.orphans_removed() == 0, || "a sweep removed something".to_owned())?;
     machine.close().await?;
-    std::fs::remove_file(&page).map_err(machine::io)?;
+    // In this order: without the run's name the mark would be that of the next run.
+    std::fs::remove_file(&removing).and_then(|()| std::fs::remove_file(&page)).map_err(machine::io)?;
     println!("OK");
     Ok(())
 }

@@ -126,8 +126,14 @@ impl Host {
     }
 
     async fn end(&self) {
+        self.unplug_all();
         let launcher = Launcher::new(&self.settings.state, &self.settings.runtime, None);
         launcher.forget("switch", self.settings.host.uuid()).await.unwrap();
+    }
+
+    /// So that a provider which is still open does not start the switch again behind the test.
+    fn unplug_all(&self) {
+        let _ = std::fs::remove_dir_all(self.settings.state.join("net/plugs"));
     }
 
     fn files(&self, folder: &str) -> Vec<PathBuf> {
@@ -151,9 +157,9 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// Ends the switch also when a test fails. A provider that is still open starts none again: nothing is plugged in.
+    /// Ends the switch also when a test fails.
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(self.settings.state.join("net/plugs"));
+        self.unplug_all();
         let (settings, id) = (self.settings.clone(), self.settings.host.uuid());
         let end = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
