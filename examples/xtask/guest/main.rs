@@ -4,7 +4,7 @@
 //!   power button.
 //! * `ping ADDR…` prints `PING4 ok ms=…` once each address has answered; `closed ADDR PORT` prints what a connection meets.
 //! * `fetch ADDR` gets the page once; `fetches ADDR` every 100 ms, each over a new connection.
-//! * `bench LOAD…` loads the disk or the network for a benchmark ([`bench`]).
+//! * `bench LOAD…` loads the disk or the network for a benchmark ([`mod@bench`]).
 //! * `gaps ADDR` pings every 20 ms and prints each silence above 50 ms and one `TICK` a second.
 //!
 //! An empty address is skipped: the kernel command line did not name one.

@@ -11,12 +11,14 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
+use iaas_core::spi::dataplane::BlockDevice;
 use iaas_core::spi::hypervisor::End;
 use iaas_core::testing::skip;
 use iaas_vmm::vm::Vm;
 
 use crate::rig::Console;
 use crate::rig::LONG;
+use crate::rig::linux;
 use crate::rig::need_guest;
 use crate::rig::only;
 use crate::rig::shell;
@@ -30,7 +32,7 @@ fn what_was_synced_survives_the_end_of_the_machine() {
     };
     let disk = empty_disk();
     let volume = volume(disk.path());
-    let vm = shell(&folder).with_disk(&*volume, "data").build().unwrap();
+    let vm = writer(&folder, &*volume);
     let mut console = writes(&vm);
     (0..FILES).for_each(|_| drop(console.line("SYNCED")));
     assert_eq!(vm.kill(), End::Forced);
@@ -78,13 +80,18 @@ impl Drop for Holder {
 /// Runs the machine until this process is killed, and repeats what its guest says.
 fn hold(folder: &Path, disk: &Path) -> ! {
     let volume = volume(disk);
-    let vm = shell(folder).with_disk(&*volume, "data").build().unwrap();
+    let vm = writer(folder, &*volume);
     let mut console = writes(&vm);
     // The harness has begun a line.
     println!();
     loop {
         println!("{}", console.line("SYNCED"));
     }
+}
+
+/// A machine whose guest can make file systems.
+fn writer(folder: &Path, volume: &dyn BlockDevice) -> Vm {
+    linux(folder, "initrd.cpio.gz", "quiet guest.run=shell").with_disk(volume, "data").build().unwrap()
 }
 
 /// Starts a machine whose guest makes a file system and writes one file after the other, each with its number in each line.

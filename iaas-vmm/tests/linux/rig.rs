@@ -54,7 +54,7 @@ pub(crate) fn linux(folder: &Path, initrd: &str, line: &str) -> VmBuilder {
 
 /// A machine whose guest obeys commands on its console.
 pub(crate) fn shell(folder: &Path) -> VmBuilder {
-    linux(folder, "initrd.cpio.gz", "quiet guest.run=shell")
+    linux(folder, "initrd-tiny.cpio.gz", "quiet guest.run=shell")
 }
 
 /// The volume in a file, opened anew as the next boot of an instance would.
