@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 use crate::Result;
 
@@ -74,15 +75,10 @@ impl Parts {
 /// No process of it can be read, or none maps the guest's memory.
 pub(crate) fn beside(group: u32, guest: u64) -> Result<Parts> {
     let mut parts = Parts::default();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        // One that ends meanwhile is none of ours.
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        if group_of(&stat) != Some(group) {
-            continue;
-        }
+    for process in processes(group) {
         parts.processes += 1;
-        parts.add(&fs::read_to_string(entry.path().join("smaps"))?, guest)?;
-        let status = fs::read_to_string(entry.path().join("status"))?;
+        parts.add(&fs::read_to_string(process.join("smaps"))?, guest)?;
+        let status = fs::read_to_string(process.join("status"))?;
         let tables = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
         parts.page_tables += tables.and_then(|t| t.split_whitespace().next()?.parse().ok()).unwrap_or(0);
     }
@@ -90,6 +86,23 @@ pub(crate) fn beside(group: u32, guest: u64) -> Result<Parts> {
         0 => Err("no process has a mapping as large as the guest's memory".into()),
         _ => Ok(parts),
     }
+}
+
+/// Where the threads of a process group stand in the kernel, for a reader who wonders why one does not move.
+pub(crate) fn standing(group: u32) -> String {
+    let tasks = processes(group).into_iter().filter_map(|process| fs::read_dir(process.join("task")).ok());
+    let tell = |task: PathBuf| {
+        let of = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
+        format!("{}{}", of("comm"), of("stack"))
+    };
+    tasks.flatten().flatten().map(|task| tell(task.path())).collect()
+}
+
+/// The folders of a process group's processes. One that ends meanwhile is none of them.
+fn processes(group: u32) -> Vec<PathBuf> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let stat = |process: &PathBuf| fs::read_to_string(process.join("stat")).ok();
+    all.filter(|process| stat(process).is_some_and(|stat| group_of(&stat) == Some(group))).collect()
 }
 
 /// The process group in `/proc/PID/stat`, whose second field may have anything in its parentheses.

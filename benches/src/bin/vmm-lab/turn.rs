@@ -37,6 +37,9 @@ pub(crate) fn take(contender: &Contender, machine: &Machine) -> Result<Seen> {
     let mut group = Group(command.spawn()?);
     let lines = listen(group.0.stdout.take().ok_or("no console")?);
     let seen = follow(&contender.name, started, &lines, || memory::beside(group.id(), machine.memory << 20));
+    if seen.is_err() {
+        eprintln!("{} stood at:\n{}", contender.name, memory::standing(group.id()));
+    }
     drop(group);
     // To the end of the pipe, so that nothing of this machine runs beside the next one.
     lines.iter().for_each(drop);
@@ -84,8 +87,8 @@ fn follow(
 ) -> Result<Seen> {
     let mut reader = Reader { started, begun: None, seen: Vec::new() };
     loop {
-        let left = (started + PATIENCE).saturating_duration_since(Instant::now());
-        let (at, line) = lines.recv_timeout(left).map_err(|_| "its console went silent before its end")?;
+        let (at, line) =
+            lines.recv_timeout(PATIENCE).map_err(|_| "its console went silent before its end")?;
         if !line.starts_with("ALIVE") {
             eprintln!("{name} {:.3} {line}", (at - started).as_secs_f64());
         }
@@ -149,8 +152,8 @@ fn load(name: &str) -> Option<&'static str> {
 }
 
 const LOADS: [&str; 4] = ["blk.randread", "blk.randwrite", "net.tcp.out", "net.tcp.in"];
-/// For one machine.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Without a line: a guest that is up prints one each second.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
