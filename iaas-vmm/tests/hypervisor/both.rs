@@ -12,6 +12,7 @@ use iaas_core::spi::hypervisor::End;
 use iaas_core::spi::hypervisor::Life;
 use iaas_core::spi::hypervisor::Run;
 use iaas_core::spi::hypervisor::Vm;
+use iaas_core::spi::hypervisor::VmSpec;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use uuid::Uuid;
@@ -210,8 +211,15 @@ pub(crate) async fn the_hypervisor_keeps_its_contract() {
     suite::run().await.assert_clean();
 }
 
-/// The guest pings the far end of its port, and we have counted what it has counted.
-pub(crate) async fn talks_and_is_counted(rig: &Rig, peer: &super::port::Peer, attachment: Uuid) {
+/// A guest that pings the far end of its port; and we have counted what it has counted.
+pub(crate) async fn a_guest_that_talks() -> (Rig, VmSpec) {
+    let rig = Rig::new().await;
+    let mut spec = rig.spec(on(1));
+    let (attachment, device) = super::port::nic(6);
+    spec.devices.insert(attachment, device);
+    let peer = super::port::Peer::answer();
+    rig.ensure(VM, 1, &spec).await;
+    rig.line(VM, 0, "ALIVE").await;
     assert_eq!(rig.shell(VM, "ping -c 5 -i 0.2 -s 1400 -W 10 10.0.0.1 > /dev/null").await, "RESULT 0");
     assert!(peer.pings() >= 5);
     // Everything is still when the interface is down; the guest's counters stay.
@@ -227,4 +235,5 @@ pub(crate) async fn talks_and_is_counted(rig: &Rig, peer: &super::port::Peer, at
     let [tx_packets, tx_bytes, rx_packets, rx_bytes, refused] = nics[&attachment];
     assert_eq!(counts, format!("COUNT {tx_bytes} {tx_packets} {rx_bytes} {rx_packets}"));
     assert!(tx_packets > 5 && rx_packets > 5 && refused == 0);
+    (rig, spec)
 }

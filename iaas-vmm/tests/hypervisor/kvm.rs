@@ -87,14 +87,7 @@ async fn a_guest_that_resets_has_ended() {
 }
 
 async fn a_guest_talks_through_its_port_and_its_bytes_are_counted() {
-    let rig = Rig::new().await;
-    let mut spec = rig.spec(on(1));
-    let (attachment, device) = port::nic(6);
-    spec.devices.insert(attachment, device);
-    let peer = port::Peer::answer();
-    rig.ensure(VM, 1, &spec).await;
-    rig.line(VM, 0, "ALIVE").await;
-    both::talks_and_is_counted(&rig, &peer, attachment).await;
+    let (rig, _) = both::a_guest_that_talks().await;
     rig.remove(VM).await;
 }
 

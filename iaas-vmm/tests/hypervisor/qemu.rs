@@ -173,14 +173,7 @@ async fn a_vm_that_is_starting_keeps_the_ports_it_was_started_with() {
 }
 
 async fn a_guest_talks_through_its_port_and_its_bytes_are_counted() {
-    let rig = Rig::new().await;
-    let mut spec = rig.spec(on(1));
-    let (attachment, device) = port::nic(6);
-    spec.devices.insert(attachment, device);
-    let peer = port::Peer::answer();
-    rig.ensure(VM, 1, &spec).await;
-    rig.line(VM, 0, "ALIVE").await;
-    both::talks_and_is_counted(&rig, &peer, attachment).await;
+    let (rig, mut spec) = both::a_guest_that_talks().await;
     spec.devices.clear();
     rig.ensure(VM, 2, &spec).await;
     assert!(rig.settled(VM).await.is.devices.is_empty());
