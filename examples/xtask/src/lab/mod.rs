@@ -105,7 +105,8 @@ fn build_one(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let verb: &[&str] = if kind == "--test" { &["test", "--no-run"] } else { &["build"] };
     let build = Cmd::new(cargo())
         .args(verb)
-        .args(["--package", package, kind, name, "--all-features", "--message-format", "json"])
+        .args(["--package", package, kind, name, "--all-features"])
+        .args(["--profile", "lab", "--message-format", "json"])
         .dir(&root())
         .limit(BUILD_LIMIT);
     let messages = step(&format!("lab: build {name}"), || build.output())?;
