@@ -144,6 +144,7 @@ macro_rules! provider_by_base {
                 _: Option<$crate::ObjectRef>,
                 _: usize,
             ) -> $crate::Result<Vec<$crate::spi::Reading>> {
+                self.base.world.alive().await;
                 Ok(Vec::new())
             }
         }

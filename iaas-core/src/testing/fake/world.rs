@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -34,6 +36,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     boot_id: Uuid,
     state: Mutex<State>,
+    calls: AtomicU64,
     down: watch::Sender<bool>,
     sites: Mutex<BTreeMap<(Site, String), Arc<dyn Standing>>>,
 }
@@ -109,6 +112,7 @@ impl World {
             boot_id: clock.uuid(),
             clock,
             state: Mutex::default(),
+            calls: AtomicU64::new(0),
             down: watch::Sender::new(false),
             sites: Mutex::default(),
         }))
@@ -137,6 +141,11 @@ impl World {
     /// How many effects there were.
     pub fn effect_count(&self) -> u64 {
         lock(&self.0.state).effects.len() as u64
+    }
+
+    /// How often a provider was asked for anything at all, reading included.
+    pub fn call_count(&self) -> u64 {
+        self.0.calls.load(Ordering::Relaxed)
     }
 
     /// Everything that exists, of every owner, in order of site and object.
@@ -196,8 +205,9 @@ impl World {
         self.0.down.send_replace(false);
     }
 
-    /// Returns at once, or never while the process that calls is dead.
+    /// The way in of every call, which counts it. Returns at once, or never while the process that calls is dead.
     pub(super) async fn alive(&self) {
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
         let mut down = self.0.down.subscribe();
         let _ = down.wait_for(|down| !*down).await;
     }
