@@ -85,7 +85,7 @@ async fn story(machine: &Machine, me: &Session, page: &Path, arguments: &Argumen
         return memory.write(page);
     }
     let web = replace_web(me, &memory, &mut report).await?;
-    trials::bill(me, &memory, web, &mut report).await?;
+    trials::bill(me, &memory, web, arguments, &mut report).await?;
     clean_up(me, machine, &memory, web, &mut report).await
 }
 

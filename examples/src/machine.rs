@@ -23,9 +23,11 @@ use iaas_core::cloud::FolderBlobs;
 use iaas_core::cloud::Session;
 use iaas_core::model::*;
 use iaas_core::process;
+use iaas_core::process::CountersPage;
 use iaas_core::process::Launcher;
 use iaas_core::process::Roles;
 use iaas_core::security::rbac::Rbac;
+use iaas_core::spi::Reading;
 use iaas_core::spi::dataplane::Offloads;
 use iaas_core::spi::host::HostProviders;
 use iaas_core::spi::hypervisor::Hypervisor;
@@ -467,6 +469,33 @@ pub fn check_bytes(bill: &Bill, port: Id<Port>, before: &str, after: &str) -> Re
         ensure(billed >= low - 1.0 && billed <= high + 1.0, || told.join("; "))?;
     }
     Ok(told.join("; "))
+}
+
+/// Seconds of vCPU time in the page that the runner of an instance writes.
+///
+/// # Errors
+/// `NotFound` if it runs nowhere here, `Internal` if the page says nothing that can be read.
+pub fn ran(state: &Path, instance: Id<Instance>) -> Result<f64> {
+    let unreadable = |what: String| Error::internal(what).about(instance.object());
+    let page = CountersPage::open(&state.join("host/vms").join(instance.to_string()).join("usage"))?;
+    let (_, bytes) = page.read()?.ok_or_else(|| unreadable("its runner has counted nothing yet".to_owned()))?;
+    let reading: Reading = ciborium::from_reader(bytes.as_ref()).map_err(|e| unreadable(e.to_string()))?;
+    let ns = reading.totals.get("vcpu-ns").ok_or_else(|| unreadable("no vCPU time in it".to_owned()))?;
+    Ok(Duration::from_nanos(u64::try_from(*ns).unwrap_or(u64::MAX)).as_secs_f64())
+}
+
+/// Compares the vCPU time that an instance is billed for with what its runner had counted just before and just after.
+///
+/// # Errors
+/// `Internal` if the bill is more than a second outside.
+pub fn check_vcpu(bill: &Bill, instance: Id<Instance>, before: f64, after: f64) -> Result<String> {
+    let line = bill.lines.iter().find(|l| l.resource.id == instance.uuid() && l.meter == "vcpu");
+    let hours: f64 = line.and_then(|l| l.quantity.parse().ok()).unwrap_or(f64::NAN);
+    let billed = hours * 3600.0;
+    let told = format!("{billed:.2} s billed, its runner counted {before:.2} to {after:.2} s");
+    // A page is written each second, and the bill reads the runner's last.
+    ensure(billed >= before - 1.0 && billed <= after + 1.0, || told.clone())?;
+    Ok(told)
 }
 
 /// How long a cloud that is closed may go on with what is under way.

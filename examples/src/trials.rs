@@ -112,13 +112,21 @@ pub async fn restart_switch(
     Ok(())
 }
 
-/// The bill so far, held against what a guest counts itself, and one proof out of the audit log.
+/// The bill so far, held against what a guest and the runners count themselves, and one proof out of the audit log.
 ///
 /// # Errors
-/// `Internal` if bill and guest disagree, or a proof does not hold.
-pub async fn bill(me: &Session, memory: &Memory, web: Id<Instance>, report: &mut Report) -> Result<()> {
+/// `Internal` if the bill and one of them disagree, or a proof does not hold.
+pub async fn bill(
+    me: &Session,
+    memory: &Memory,
+    web: Id<Instance>,
+    arguments: &Arguments,
+    report: &mut Report,
+) -> Result<()> {
     let project = me.projects().get(memory.project).await?;
     let mut client = Guest::follow(me, memory.client);
+    let ran = [("web", web), ("client", memory.client)]
+        .map(|(name, id)| machine::ran(&arguments.state, id).map(|before| (name, id, before)));
     let before = client.ask("stats", "NETSTAT").await?;
     let bill = me.bill_so_far(memory.project, project.meta.created).await?;
     let after = client.ask("stats", "NETSTAT").await?;
@@ -132,6 +140,11 @@ pub async fn bill(me: &Session, memory: &Memory, web: Id<Instance>, report: &mut
     }
     report.step("bill", format!("total {} {}", bill.total, bill.currency));
     report.step("bytes", machine::check_bytes(&bill, memory.client_port, &before, &after)?);
+    for ran in ran {
+        let (name, id, before) = ran?;
+        let told = machine::check_vcpu(&bill, id, before, machine::ran(&arguments.state, id)?)?;
+        report.step("vcpu", format!("{name}: {told}"));
+    }
     let entries = me.audit().entries().await?;
     let at = entries.iter().position(|e| e.object == web.object());
     let at = at.ok_or_else(|| iaas_core::Error::internal("the audit log knows nothing of the web"))?;

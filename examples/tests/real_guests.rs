@@ -19,9 +19,7 @@ use iaas_core::model::security_group::Protocol;
 use iaas_core::model::security_group::Remote;
 use iaas_core::model::security_group::Rule;
 use iaas_core::model::*;
-use iaas_core::process::CountersPage;
 use iaas_core::security::actions::Nic;
-use iaas_core::spi::Reading;
 use iaas_examples::guest::Guest;
 use iaas_examples::guest::value;
 use iaas_examples::machine;
@@ -209,25 +207,14 @@ fn processes(such: impl Fn(&str) -> bool) -> Vec<i32> {
 /// vCPU time: what the bill says, against the pages that the runners write, just before and just after.
 async fn the_bill_agrees_with_the_runners(me: &Session, shop: &Shop, state: &Path) {
     let since = me.projects().get(shop.project).await.unwrap().meta.created;
-    let before = [ran(state, shop.web), ran(state, shop.client)];
+    let ran = |id| machine::ran(state, id).unwrap();
+    let before = [ran(shop.web), ran(shop.client)];
     let bill = me.bill_so_far(shop.project, since).await.unwrap();
     for (id, before) in [shop.web, shop.client].into_iter().zip(before) {
-        let line = bill.lines.iter().find(|line| line.resource.id == id.uuid() && line.meter == "vcpu");
-        let line = line.unwrap_or_else(|| panic!("no vCPU of {id} in {:?}", bill.lines));
-        let billed = line.quantity.parse::<f64>().unwrap() * 3600.0;
-        let after = ran(state, id);
-        // A page is written each second, and the bill reads the runner's last.
-        assert!(billed >= before - 1.0 && billed <= after + 1.0, "{billed} s, ran {before} to {after} s");
+        let told = machine::check_vcpu(&bill, id, before, ran(id)).unwrap();
+        // An hour too much is found.
+        machine::check_vcpu(&bill, id, before + 3600.0, ran(id) + 3600.0).expect_err(&told);
     }
-}
-
-/// Seconds of vCPU in the counters of an instance's runner.
-fn ran(state: &Path, id: Id<Instance>) -> f64 {
-    let page = CountersPage::open(&state.join("host/vms").join(id.to_string()).join("usage")).unwrap();
-    let (_, bytes) = page.read().unwrap().unwrap();
-    let reading: Reading = ciborium::from_reader(bytes.as_ref()).unwrap();
-    let ns = u32::try_from(reading.totals["vcpu-ns"] / 1_000_000).unwrap();
-    f64::from(ns) / 1000.0
 }
 
 fn guest_files() -> Option<(PathBuf, PathBuf)> {
