@@ -11,6 +11,7 @@
 
 mod bench;
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -152,9 +153,10 @@ fn watch_button(mut file: File) {
 /// Sends echo requests until one is answered.
 fn ping(peer: IpAddr) {
     let name = if peer.is_ipv4() { "PING4" } else { "PING6" };
-    match until(PATIENCE, || echo_once(peer).ok()) {
+    let last = RefCell::new(None);
+    match until(PATIENCE, || echo_once(peer).map_err(|error| last.replace(Some(error))).ok()) {
         Some(time) => say(&format!("{name} ok ms={}", millis(time))),
-        None => say(&format!("{name} fail")),
+        None => say(&format!("{name} fail {:?}", last.into_inner())),
     }
 }
 

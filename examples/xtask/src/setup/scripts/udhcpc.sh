@@ -14,6 +14,7 @@ case $1 in
         [ "$1" = renew ] || echo "NET4 addr=$ip/$mask gw=$router mtu=$mtu dns=$dns" > /dev/console
         ;;
     deconfig)
-        ip addr flush dev "$interface" scope global 2> /dev/null
+        # Not what a router may have advertised already.
+        ip -4 addr flush dev "$interface" scope global 2> /dev/null
         ;;
 esac
