@@ -34,6 +34,23 @@ impl Console {
         Self { runs: runs.into_iter().collect(), ..Self::default() }
     }
 
+    /// What all machines of a lab said.
+    pub(super) fn all(parts: Vec<Self>) -> Self {
+        let mut all = Self { done: parts.iter().all(|part| part.done), ..Self::default() };
+        for part in parts {
+            all.begun += part.begun;
+            all.runs.extend(part.runs);
+            all.said.extend(part.said);
+            all.passed.extend(part.passed);
+            all.failed.extend(part.failed);
+            all.ended.extend(part.ended);
+            all.control.extend(part.control);
+            all.evidence.extend(part.evidence);
+            all.figures.extend(part.figures);
+        }
+        all
+    }
+
     /// Takes what is new in `text`, the whole console so far, and returns what a person wants to see.
     pub(crate) fn feed(&mut self, text: &str) -> Vec<String> {
         let mut told = Vec::new();
@@ -149,9 +166,9 @@ impl Console {
         if self.passed.len() + programs == 0 {
             return bad("no test ran in the lab".to_owned());
         }
-        let control = self.ended.iter().find(|(name, _)| name == "control");
+        let mut controls = self.ended.iter().filter(|(name, _)| name == "control").peekable();
         let names_it = self.control.iter().any(|line| line.contains("/dev/kvm"));
-        if control.is_none_or(|(_, code)| *code == 0) || !names_it {
+        if controls.peek().is_none() || controls.any(|(_, code)| *code == 0) || !names_it {
             return bad("without KVM the control test did not fail, or did not name /dev/kvm".to_owned());
         }
         if whole {
@@ -175,7 +192,8 @@ mod tests {
         EVIDENCE Hypervisor detected: KVM\nLAB-END lab 0\n\
         LAB-BEGIN hello\nhello, world\nLAB-END hello 0\nLAB-BEGIN control\nno /dev/kvm here\nLAB-END control 101\nLAB-DONE 9\n";
 
-    const LAB: Run = Run { package: "p", kind: "--test", name: "lab", words: &[], beside: None, says: &[] };
+    const LAB: Run =
+        Run { package: "p", kind: "--test", name: "lab", words: &[], beside: None, part: 0, says: &[] };
     const HELLO: Run = Run { kind: "--bin", name: "hello", says: &["world"], ..LAB };
 
     fn judged(text: &str) -> Result<()> {
@@ -207,6 +225,25 @@ mod tests {
         // What another run says does not count.
         judged(&GOOD.replace("world", "").replace("LAB-BEGIN lab\n", "LAB-BEGIN lab\nworld\n")).unwrap_err();
         judged(&GOOD.replace("test b ... ok (1.5 s)", "test b ... FAILED")).unwrap_err();
+    }
+
+    #[test]
+    fn of_two_machines_both_must_come_to_their_end() {
+        let (one, two) = (GOOD.replace("LAB-END hello 0\n", "").replace("LAB-BEGIN hello\n", ""), GOOD);
+        let judged = |texts: [&str; 2]| {
+            let parts = [LAB, HELLO].into_iter().zip(texts).map(|(run, text)| {
+                let mut console = Console::of([run]);
+                console.feed(text);
+                console
+            });
+            Console::all(parts.collect()).judge("abc", true)
+        };
+        judged([&one, two]).unwrap();
+        judged([&one.replace("LAB-DONE 9\n", ""), two]).unwrap_err();
+        judged([&one, &two.replace("LAB-DONE 9\n", "")]).unwrap_err();
+        judged([&one, &two.replace("control 101", "control 0")]).unwrap_err();
+        judged([&one, ""]).unwrap_err();
+        judged(["", two]).unwrap_err();
     }
 
     #[test]

@@ -58,6 +58,9 @@ pub(super) fn pack(
     }
     add_modules(&mut archive, &packages.kernel, "etc/modules", &MODULES)?;
     let mut have = BTreeSet::from(["lib".to_owned()]);
+    for part in 0..super::PARTS {
+        archive.dir(&format!("lab/runs/{part}"));
+    }
     for (run, paths) in programs {
         for (name, program) in paths {
             // Without what only a debugger reads: it would be most of the image.
@@ -66,7 +69,7 @@ pub(super) fn pack(
             add_program(&mut archive, &small, &format!("lab/programs/{name}"), &mut have)?;
             fs::remove_file(&small).at(&small)?;
         }
-        archive.file(&format!("lab/runs/{}", run.name), 0o755, run.script().as_bytes());
+        archive.file(&format!("lab/runs/{}/{}", run.part, run.name), 0o755, run.script().as_bytes());
     }
     for tool in ["mke2fs", "e2fsck"] {
         let program = which(tool).ok_or_else(|| {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of the lab: a machine whose KVM is real. It runs what is in /lab/runs and says on the console how each
-# ended; no agent runs in it. /lab/filter and /lab/nonce are the command's.
+# The first process of the lab: a machine whose KVM is real. It runs what is in its part of /lab/runs and says on the console
+# how each ended; no agent runs in it. /lab/filter and /lab/nonce are the command's.
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -36,12 +36,13 @@ fi
 watch() {
     while sleep 120; do
         for task in /proc/[0-9]*/task/[0-9]*; do
-            [ -s "${task%/task/*}/cmdline" ] && echo "WATCH ${task#/proc/} $(cat "$task/comm" "$task/wchan" 2> /dev/null)"
+            grep -q . "${task%/task/*}/cmdline" 2> /dev/null && echo "WATCH ${task#/proc/} $(cat "$task/comm" "$task/wchan" 2> /dev/null)"
         done
     done
 }
 watch &
-for run in /lab/runs/*; do
+part=$(grep -o 'lab.part=[0-9]*' /proc/cmdline | cut -d= -f2)
+for run in "/lab/runs/$part"/*; do
     name=${run##*/}
     echo "LAB-BEGIN $name"
     # shellcheck disable=SC2046

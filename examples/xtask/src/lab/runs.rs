@@ -11,6 +11,8 @@ pub(super) struct Run {
     pub(super) words: &'static [&'static str],
     /// A program, by its package, that it starts itself.
     pub(super) beside: Option<(&'static str, &'static str)>,
+    /// The machine that runs it.
+    pub(super) part: usize,
     /// What must be in a line of its output each. An end with 0 alone shows nothing of a program that has no verdicts.
     pub(super) says: &'static [&'static str],
 }
@@ -23,6 +25,7 @@ impl Run {
             name,
             words: &["--test-threads=1", "--nocapture"],
             beside: None,
+            part: 0,
             says: &[],
         }
     }
@@ -32,19 +35,24 @@ impl Run {
         words: &'static [&'static str],
         says: &'static [&'static str],
     ) -> Self {
-        Self { package: "iaas-examples", kind: "--bin", name, words, beside: None, says }
+        Self { package: "iaas-examples", kind: "--bin", name, words, beside: None, part: 0, says }
     }
 
-    /// What the lab's shell runs; the filter comes as its arguments.
+    /// What the lab's shell runs; the filter comes as its arguments, which only tests understand.
     pub(super) fn script(&self) -> String {
         let words = self.words.iter().map(|word| format!(" '{word}'")).collect::<String>();
-        format!("exec '/lab/programs/{}'{words} \"$@\"\n", self.name)
+        let filter = if self.has_tests() { " \"$@\"" } else { "" };
+        format!("exec '/lab/programs/{}'{words}{filter}\n", self.name)
+    }
+
+    fn has_tests(&self) -> bool {
+        self.says.is_empty()
     }
 }
 
 /// What runs with `filter`: all tests have their harness to leave some out, other programs go by their own names.
 pub(super) fn chosen(filter: &str) -> Vec<Run> {
-    let runs = RUNS.iter().filter(|run| run.says.is_empty() || run.name.contains(filter));
+    let runs = RUNS.iter().filter(|run| run.has_tests() || run.name.contains(filter));
     runs.copied().collect()
 }
 
@@ -59,9 +67,10 @@ const RUNS: [Run; 6] = [
         &["Hypervisor detected: KVM", "GUEST-READY", "GUEST-OFF", "GuestOff after"],
     ),
     Run::tests("iaas-vmm", "kvm"),
-    Run::tests("iaas-vmm", "linux"),
+    Run { part: 1, ..Run::tests("iaas-vmm", "linux") },
     Run::program("many_vms", &[], &["100 machines: built in"]),
     Run {
+        part: 1,
         package: "xtask",
         beside: Some(("iaas-examples", "quickstart")),
         ..Run::program(
@@ -88,6 +97,7 @@ const RUNS: [Run; 6] = [
                 "switch killed: longest gap",
                 "the new web serves the old page",
                 "is proved to be in it",
+                "its runner counted",
                 "e2fsck",
                 "SCAN left=0",
                 "OK",
@@ -105,6 +115,8 @@ mod tests {
     fn a_script_keeps_words_together() {
         let run = Run { words: &["a b", "c"], ..Run::tests("p", "t") };
         assert_eq!(run.script(), "exec '/lab/programs/t' 'a b' 'c' \"$@\"\n");
+        let run = Run { words: &["a"], ..Run::program("p", &[], &["done"]) };
+        assert_eq!(run.script(), "exec '/lab/programs/p' 'a'\n");
         assert!(RUNS.iter().all(|run| run.words.iter().all(|word| !word.contains('\''))));
     }
 
