@@ -478,7 +478,8 @@ pub fn check_bytes(bill: &Bill, port: Id<Port>, before: &str, after: &str) -> Re
 pub fn ran(state: &Path, instance: Id<Instance>) -> Result<f64> {
     let unreadable = |what: String| Error::internal(what).about(instance.object());
     let page = CountersPage::open(&state.join("host/vms").join(instance.to_string()).join("usage"))?;
-    let (_, bytes) = page.read()?.ok_or_else(|| unreadable("its runner has counted nothing yet".to_owned()))?;
+    let (_, bytes) =
+        page.read()?.ok_or_else(|| unreadable("its runner has counted nothing yet".to_owned()))?;
     let reading: Reading = ciborium::from_reader(bytes.as_ref()).map_err(|e| unreadable(e.to_string()))?;
     let ns = reading.totals.get("vcpu-ns").ok_or_else(|| unreadable("no vCPU time in it".to_owned()))?;
     Ok(Duration::from_nanos(u64::try_from(*ns).unwrap_or(u64::MAX)).as_secs_f64())
