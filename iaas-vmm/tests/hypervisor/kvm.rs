@@ -13,6 +13,7 @@ use iaas_core::spi::hypervisor::DeviceState;
 use iaas_core::spi::hypervisor::End;
 use iaas_core::spi::hypervisor::Hypervisor;
 use iaas_core::spi::hypervisor::Life;
+use iaas_core::spi::hypervisor::Origin;
 use iaas_core::spi::hypervisor::Vm;
 use iaas_vmm::Capability;
 use iaas_vmm::vmm::Kvm;
@@ -29,6 +30,7 @@ tests![
     both::a_boot_number_is_used_once_and_a_higher_one_reboots,
     both::a_paused_guest_stands_still,
     both::a_file_system_on_a_served_disk_survives_its_vm,
+    a_runner_hears_that_its_guest_is_on_kvm,
     a_killed_runner_is_seen,
     a_guest_that_resets_has_ended,
     a_guest_talks_through_its_port_and_its_bytes_are_counted,
@@ -60,6 +62,23 @@ pub(crate) fn vmm() -> Vmm {
 /// What to kill so that a VMM dies: here it is the runner.
 pub(crate) fn vmm_of(runner: u32) -> Option<u32> {
     Some(runner)
+}
+
+/// The evidence that this is what it seems: the guest's own word, on the console that the runner keeps.
+async fn a_runner_hears_that_its_guest_is_on_kvm() {
+    let nonce = std::env::var("LAB_NONCE").unwrap_or_default();
+    let rig = Rig::new().await;
+    let mut spec = rig.spec(on(1));
+    let Origin::Kernel { cmdline, .. } = &mut spec.origin else { panic!("{:?}", spec.origin) };
+    cmdline.push_str(&format!(" lab.nonce={nonce}"));
+    rig.ensure(VM, 1, &spec).await;
+    rig.line(VM, 0, "ALIVE").await;
+    let found = rig.say(VM, "dmesg | grep -o 'Hypervisor detected: .*'", "Hypervisor detected").await;
+    let line = rig.say(VM, "echo LINE $(cat /proc/cmdline)", "LINE").await;
+    println!("EVIDENCE {found}\nEVIDENCE /proc/cmdline: {line}");
+    assert_eq!(found, "Hypervisor detected: KVM");
+    assert!(line.ends_with(&format!(" lab.nonce={nonce}")), "{line}");
+    rig.remove(VM).await;
 }
 
 async fn a_killed_runner_is_seen() {
