@@ -84,6 +84,16 @@ fn judge(figures: &[Figure], areas: &[(&str, &[&str])]) -> Result<()> {
         return Err(Failure::new(format!("the benches left no figure {}", gone.join(", ")))
             .remedy("look for its criterion group or its HARNESS line"));
     }
+    // A peer that did not boot measures nothing.
+    let alone: Vec<&str> = figures
+        .iter()
+        .filter(|f| f.peer.is_none() && VMM_FIGURES.contains(&f.name.as_str()))
+        .map(|f| f.name.as_str())
+        .collect();
+    if !alone.is_empty() {
+        return Err(Failure::new(format!("the lab measured no peer for {}", alone.join(", ")))
+            .remedy("look at its console for why the peer's machine did not come up"));
+    }
     match figures.iter().filter(|f| f.verdict() == "FAIL").count() {
         0 => Ok(()),
         missed => Err(Failure::new(format!("{missed} figures miss their goals"))),
@@ -330,6 +340,25 @@ mod tests {
         let ran: Vec<_> = ran.into_iter().filter(|(area, _)| *area != "state").collect();
         judge(&figures, &ran).unwrap();
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_figure_of_the_lab_is_nothing_without_its_peer() {
+        let of = |peer| {
+            let figure = |name: &str| Figure {
+                name: name.to_owned(),
+                ours: 2.0,
+                peer: Some(3.0),
+                goal: None,
+                is_rate: true,
+            };
+            let mut figures: Vec<_> = VMM_FIGURES.into_iter().map(figure).collect();
+            figures[0].peer = peer;
+            judge(&figures, &[(VMM, &VMM_FIGURES)])
+        };
+        of(Some(1.0)).unwrap();
+        let error = of(None).unwrap_err().to_string();
+        assert!(error.contains("boot.init.q35"), "{error}");
     }
 
     #[test]

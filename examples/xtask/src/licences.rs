@@ -130,8 +130,12 @@ const PERMISSIVE: [&str; 15] = [
     "Zlib",
 ];
 
-const SINGLE: [&str; 7] = [
+const SINGLE: [&str; 11] = [
+    "acpi_tables",
     "vm-memory",
+    "vm-superio",
+    "vmm-sys-util",
+    "virtio-bindings",
     "kvm-ioctls",
     "kvm-bindings",
     "linux-loader",
