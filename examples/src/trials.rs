@@ -142,7 +142,8 @@ pub async fn bill(
     report.step("bytes", machine::check_bytes(&bill, memory.client_port, &before, &after)?);
     for ran in ran {
         let (name, id, before) = ran?;
-        let told = machine::check_vcpu(&bill, id, before, machine::ran(&arguments.state, id)?)?;
+        let told =
+            machine::check_vcpu(&bill, id, before, machine::ran_until_now(&arguments.state, id).await?)?;
         report.step("vcpu", format!("{name}: {told}"));
     }
     let entries = me.audit().entries().await?;
