@@ -22,7 +22,12 @@ pub(crate) struct Console {
     failed: Vec<(String, String)>,
     begun: usize,
     ended: Vec<(String, i32)>,
-    control: Vec<String>,
+    /// Whether a line of the control experiment that runs names what is missing.
+    names_it: bool,
+    /// How the control experiments ended: with what, and whether they named it.
+    controls: Vec<(i32, bool)>,
+    /// How many machines this is of.
+    machines: usize,
     evidence: Vec<String>,
     figures: Vec<String>,
     done: bool,
@@ -31,7 +36,7 @@ pub(crate) struct Console {
 impl Console {
     /// Of a lab in which all of `runs` run.
     pub(crate) fn of(runs: impl IntoIterator<Item = Run>) -> Self {
-        Self { runs: runs.into_iter().collect(), ..Self::default() }
+        Self { runs: runs.into_iter().collect(), machines: 1, ..Self::default() }
     }
 
     /// What all machines of a lab said.
@@ -44,7 +49,8 @@ impl Console {
             all.passed.extend(part.passed);
             all.failed.extend(part.failed);
             all.ended.extend(part.ended);
-            all.control.extend(part.control);
+            all.controls.extend(part.controls);
+            all.machines += part.machines;
             all.evidence.extend(part.evidence);
             all.figures.extend(part.figures);
         }
@@ -74,11 +80,14 @@ impl Console {
             }
             Some("LAB-END") => {
                 let (name, code) = (words.next()?, words.next()?.parse().ok()?);
+                if name == "control" {
+                    self.controls.push((code, self.names_it));
+                }
                 self.ended.push((name.to_owned(), code));
                 self.inside.clear();
             }
             Some("LAB-DONE") => self.done = true,
-            _ if self.inside == "control" => self.control.push(line.to_owned()),
+            _ if self.inside == "control" => self.names_it |= line.contains("/dev/kvm"),
             _ => {
                 self.hear(line);
                 return self.verdict(line);
@@ -158,17 +167,16 @@ impl Console {
             if let Some(text) = run.says.iter().find(|text| !self.has_said(run, text)) {
                 return bad(format!("`{}` ended well, but did not say `{text}`", run.name));
             }
-            if whole && run.says.is_empty() && !self.passed.iter().any(|(name, _)| name == run.name) {
+            if whole && run.has_tests() && !self.passed.iter().any(|(name, _)| name == run.name) {
                 return bad(format!("no test of `{}` ran", run.name));
             }
         }
-        let programs = self.runs.iter().filter(|run| !run.says.is_empty()).count();
+        let programs = self.runs.iter().filter(|run| !run.has_tests()).count();
         if self.passed.len() + programs == 0 {
             return bad("no test ran in the lab".to_owned());
         }
-        let mut controls = self.ended.iter().filter(|(name, _)| name == "control").peekable();
-        let names_it = self.control.iter().any(|line| line.contains("/dev/kvm"));
-        if controls.peek().is_none() || controls.any(|(_, code)| *code == 0) || !names_it {
+        let as_it_must = |(code, names_it): &(i32, bool)| *code != 0 && *names_it;
+        if self.controls.len() != self.machines || !self.controls.iter().all(as_it_must) {
             return bad("without KVM the control test did not fail, or did not name /dev/kvm".to_owned());
         }
         if whole {
@@ -242,6 +250,9 @@ mod tests {
         judged([&one.replace("LAB-DONE 9\n", ""), two]).unwrap_err();
         judged([&one, &two.replace("LAB-DONE 9\n", "")]).unwrap_err();
         judged([&one, &two.replace("control 101", "control 0")]).unwrap_err();
+        judged([&one, &two.replace("no /dev/kvm here", "another reason")]).unwrap_err();
+        let without = two.replace("LAB-BEGIN control\nno /dev/kvm here\nLAB-END control 101\n", "");
+        judged([&one, &without]).unwrap_err();
         judged([&one, ""]).unwrap_err();
         judged(["", two]).unwrap_err();
     }

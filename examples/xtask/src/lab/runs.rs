@@ -45,7 +45,7 @@ impl Run {
         format!("exec '/lab/programs/{}'{words}{filter}\n", self.name)
     }
 
-    fn has_tests(&self) -> bool {
+    pub(super) fn has_tests(&self) -> bool {
         self.says.is_empty()
     }
 }
@@ -109,6 +109,8 @@ const RUNS: [Run; 6] = [
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -118,6 +120,12 @@ mod tests {
         let run = Run { words: &["a"], ..Run::program("p", &[], &["done"]) };
         assert_eq!(run.script(), "exec '/lab/programs/p' 'a'\n");
         assert!(RUNS.iter().all(|run| run.words.iter().all(|word| !word.contains('\''))));
+    }
+
+    #[test]
+    fn every_run_has_a_machine_and_every_machine_a_run() {
+        let parts = RUNS.iter().map(|run| run.part).collect::<BTreeSet<_>>();
+        assert!(parts.into_iter().eq(0..super::super::PARTS));
     }
 
     #[test]
